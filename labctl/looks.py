@@ -1,0 +1,60 @@
+"""The words every room shares about an object on the host: what a look at it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Presence(StrEnum):
+    """What the host says about one object now."""
+
+    ABSENT = "absent"  # not there
+    PRESENT = "present"  # there, ours, as described
+    STOPPED = "stopped"  # there and ours, defined but not running (a domain, a container, a daemon)
+    BROKEN = "broken"  # there and ours, but not as described: unmake and make again
+    FOREIGN = "foreign"  # something of that name is there and is not ours
+
+
+@dataclass(frozen=True)
+class Look:
+    """The result of looking at an object: never what we remember, always what the host says."""
+
+    presence: Presence
+    detail: str = ""
+    data: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def there(self) -> bool:
+        """Whether the object is there, ours and usable as it is."""
+        return self.presence is Presence.PRESENT
+
+
+ABSENT = Look(Presence.ABSENT)
+PRESENT = Look(Presence.PRESENT)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who an object belongs to, as written on the object itself.
+
+    `instance` is the random id of one LABCTL_HOME, `lab` the id of a lab in it.  The mark
+    `labctl:INSTANCE:LAB:KIND:NAME` goes wherever the kernel or libvirt lets us write one
+    (IFLA_IFALIAS, domain metadata, an nft comment), so that `gc` finds what a lost ledger forgot.
+    """
+
+    instance: str
+    lab: str
+
+    def mark(self, kind: str, name: str) -> str:
+        """The text to write on the object."""
+        return f"labctl:{self.instance}:{self.lab}:{kind}:{name}"
+
+
+def parse_mark(text: str) -> tuple[Owner, str, str] | None:
+    """Read a mark back: (owner, kind, name), or None when the text is no mark of ours."""
+    parts = text.split(":", 4)
+    if len(parts) != 5 or parts[0] != "labctl":
+        return None
+    return Owner(parts[1], parts[2]), parts[3], parts[4]
