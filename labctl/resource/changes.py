@@ -1,0 +1,80 @@
+"""The difference between what is wanted and what the ledger and the host say: pure, touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from labctl.looks import Look, Presence
+from labctl.resource.codec import diff_fields, encode
+from labctl.resource.graph import Graph
+from labctl.resource.ledger import Row
+from labctl.resource.protocol import Resource, key_of
+
+
+class Action(StrEnum):
+    """What is to be done about one resource."""
+
+    KEEP = "keep"
+    MAKE = "make"
+    CHANGE = "change"  # try in place first, replace if the resource says it can't
+    REPLACE = "replace"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of a plan: the action and why."""
+
+    key: str
+    kind: str
+    name: str
+    node: str
+    action: Action
+    reason: str
+
+
+def changes(graph: Graph, rows: Sequence[Row], looks: Mapping[str, Look]) -> list[Change]:
+    """What `apply` would do: makes, changes and keeps in making order, removals last.
+
+    `looks` holds a look for every row that is in the graph; a row without one counts as there.
+    """
+    known = {row.key: row for row in rows}
+    found: list[Change] = []
+    redo: set[str] = set()
+    for resource in graph:
+        key = key_of(resource)
+        action, reason = _judge(resource, known.get(key), looks.get(key), redo)
+        if action is Action.REPLACE:
+            redo.add(key)
+        found.append(Change(key, resource.kind, resource.name, resource.node, action, reason))
+    for row in reversed(rows):
+        if row.key not in graph:
+            found.append(
+                Change(row.key, row.kind, row.name, row.node, Action.REMOVE, "no longer in the profile")
+            )
+    return found
+
+
+def _judge(resource: Resource, row: Row | None, look: Look | None, redo: set[str]) -> tuple[Action, str]:
+    if row is None:
+        return Action.MAKE, "new"
+    replaced = [need for need in resource.needs if need in redo]
+    spec = encode(resource)
+    if row.state == "leaving":
+        return Action.REPLACE, "its removal was not finished"
+    if replaced:
+        return Action.REPLACE, f"{replaced[0]} is replaced"
+    if spec != row.spec:
+        in_place = row.state == "made" and hasattr(resource, "change")
+        return Action.CHANGE if in_place else Action.REPLACE, "; ".join(diff_fields(row.spec, spec))
+    if look is not None and look.presence is Presence.ABSENT:
+        return Action.MAKE, look.detail or ("missing" if row.state == "made" else "was not finished")
+    if look is not None and look.presence is Presence.STOPPED:
+        return Action.MAKE, look.detail or "stopped"
+    if look is not None and look.presence in (Presence.BROKEN, Presence.FOREIGN):
+        return Action.REPLACE, look.detail or look.presence.value
+    if row.state != "made":
+        return Action.MAKE, "was not finished"
+    return Action.KEEP, ""

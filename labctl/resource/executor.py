@@ -1,0 +1,273 @@
+"""The only place that acts: makes what is wanted and missing, unmakes what is no longer wanted.
+
+One transaction writes every intent before the first object is made, and every `leaving` before the
+first is unmade.  So a command costs a few fsyncs, however many objects it handles, and a kill at
+any instant leaves only objects that the ledger names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from labctl.errors import Failures, LabError
+from labctl.events import Emit, StepDone, StepFailed, StepStarted
+from labctl.looks import Look
+from labctl.resource import faults, flow
+from labctl.resource.changes import Action, Change, changes
+from labctl.resource.codec import decode, encode
+from labctl.resource.graph import Graph, order
+from labctl.resource.ledger import Claim, LabRow, Ledger, Row
+from labctl.resource.protocol import Batched, Resource, key_of
+from labctl.resource.registry import class_of
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply` did."""
+
+    changes: tuple[Change, ...]
+    seconds: float
+
+
+def load(row: Row) -> Resource:
+    """The resource that a ledger row describes.  Raises LabError when it can't be read."""
+    return decode(class_of(row.kind), row.spec)
+
+
+def look_all(resources: Iterable[Resource]) -> dict[str, Look]:
+    """Look at many resources, with one question per kind where the kind allows it; by key."""
+    found: dict[str, Look] = {}
+    groups: dict[type[Resource], list[Resource]] = {}
+    for resource in resources:
+        groups.setdefault(type(resource), []).append(resource)
+    for cls, group in groups.items():
+        if len(group) > 1 and issubclass(cls, Batched):
+            looks = cast(Any, cls).look_many(group)
+            found.update({key_of(item): looks[item.name] for item in group})
+        else:
+            found.update({key_of(item): item.look() for item in group})
+    return found
+
+
+def difference(ledger: Ledger, lab: str, graph: Graph) -> list[Change]:
+    """What `apply` would do, without doing it."""
+    rows = ledger.resources(lab)
+    return changes(graph, rows, look_all(graph[row.key] for row in rows if row.key in graph))
+
+
+def apply(
+    ledger: Ledger,
+    lab: LabRow,
+    graph: Graph,
+    emit: Emit,
+    *,
+    nodes: Mapping[str, str],
+    claims: Sequence[Claim],
+) -> Applied:
+    """Make the host match the graph.  The caller holds the lab's lock.
+
+    Raises Failures with every failure; what stands is kept and named by the ledger.
+    """
+    began = time.monotonic()
+    rows = {row.key: row for row in ledger.resources(lab.id)}
+    todo = difference(ledger, lab.id, graph)
+    doing = [change for change in todo if change.action is not Action.KEEP]
+    faults.point("intent:before")
+    if doing or ledger.lab(lab.id) != lab or ledger.nodes(lab.id) != dict(nodes):
+        fresh = [
+            _row(lab.id, graph[change.key], ledger.boot)
+            for change in doing
+            if change.action is Action.MAKE and (change.key not in rows or rows[change.key].state != "made")
+        ]
+        ledger.intend(lab, fresh, nodes=nodes, claims=claims)
+    faults.point("intent:after")
+    step = _Steps(ledger, lab.id, emit)
+    replaced = step.change_in_place(doing, rows, graph)
+    leaving = [rows[c.key] for c in doing if c.action is Action.REMOVE or c.key in replaced]
+    failures = step.unmake(leaving)
+    if not failures:
+        if replaced:
+            ledger.intend(lab, [_row(lab.id, graph[key], ledger.boot) for key in replaced])
+        made = {c.key for c in doing if c.action is Action.MAKE} | replaced
+        before = {key_of(item): graph.before(key_of(item)) for item in graph}
+        failures = step.make([item for item in graph if key_of(item) in made], _reach(before, made))
+    if failures:
+        raise Failures(f"{len(failures)} of {len(doing)} steps failed", list(failures.values()))
+    return Applied(tuple(todo), time.monotonic() - began)
+
+
+def destroy(ledger: Ledger, lab: str, emit: Emit) -> dict[str, LabError]:
+    """Unmake everything the ledger knows of a lab; the caller holds its lock.
+
+    Works on after a failure, so that one stuck object doesn't keep the others; returns key →
+    failure and keeps the rows of what failed.
+    """
+    rows = ledger.resources(lab)
+    return _Steps(ledger, lab, emit).unmake(rows)
+
+
+def _row(lab: str, item: Resource, boot: str) -> Row:
+    key = key_of(item)
+    return Row(
+        lab,
+        key,
+        item.kind,
+        item.name,
+        item.node,
+        encode(item),
+        item.needs,
+        item.after,
+        "intent",
+        boot,
+        time.time(),
+        0,
+        "",
+    )
+
+
+def _reach(before: Mapping[str, Iterable[str]], chosen: set[str]) -> dict[str, set[str]]:
+    """Order among the chosen keys, also where it goes through keys that are not chosen."""
+    reach: dict[str, set[str]] = {}
+    for key in order(before):
+        mine: set[str] = set()
+        for other in before[key]:
+            mine |= {other} if other in chosen else reach.get(other, set())
+        reach[key] = mine
+    return {key: reach[key] for key in chosen}
+
+
+class _Steps:
+    """The verbs, each with its events, its marks in the ledger and its fault points."""
+
+    def __init__(self, ledger: Ledger, lab: str, emit: Emit) -> None:
+        self.ledger, self.lab, self.emit = ledger, lab, emit
+
+    def change_in_place(self, doing: Sequence[Change], rows: Mapping[str, Row], graph: Graph) -> set[str]:
+        """Try every CHANGE in place; returns the keys to be replaced, with all that need them."""
+        replaced = {change.key for change in doing if change.action is Action.REPLACE}
+        for change in doing:
+            if change.action is Action.CHANGE and not self._changed(
+                graph[change.key], rows[change.key], replaced
+            ):
+                replaced.add(change.key)
+        for item in graph:
+            if key_of(item) in rows and any(need in replaced for need in item.needs):
+                replaced.add(key_of(item))
+        return replaced
+
+    def _changed(self, item: Resource, row: Row, replaced: set[str]) -> bool:
+        if any(need in replaced for need in item.needs):
+            return False
+        attempt = getattr(item, "change", None)
+        if attempt is None or row.state != "made":
+            return False
+        faults.point(f"change:before:{key_of(item)}")
+        if not self._timed("change", item, lambda: attempt(load(row))):
+            return False
+        # A change in place that dies between the act and this line is seen as a difference again.
+        self.ledger.intend(self._lab_row(), [replace(_row(self.lab, item, self.ledger.boot), state="made")])
+        faults.point(f"change:after:{key_of(item)}")
+        return True
+
+    def _lab_row(self) -> LabRow:
+        found = self.ledger.lab(self.lab)
+        if found is None:
+            raise LabError(f"lab {self.lab} is gone from the ledger")
+        return found
+
+    def _timed(self, verb: str, item: Resource, act: Callable[[], object]) -> object:
+        """Do one step and tell it.  A False answer is told as nothing: the step did not apply."""
+        self.emit(StepStarted(self.lab, verb, item.kind, item.name, item.node))
+        began = time.monotonic()
+        try:
+            answer = act()
+        except LabError as error:
+            self.emit(StepFailed(self.lab, verb, item.kind, item.name, item.node, error.message, error.hint))
+            raise
+        if answer is not False:
+            self.emit(StepDone(self.lab, verb, item.kind, item.name, item.node, time.monotonic() - began))
+        return answer
+
+    def make(self, items: Sequence[Resource], before: Mapping[str, Iterable[str]]) -> dict[str, LabError]:
+        """Make the items in their order."""
+
+        def work(group: Sequence[Resource]) -> Mapping[str, LabError]:
+            seconds, failures = self._group("make", group)
+            failed = {key: (seconds, error.message) for key, error in failures.items()}
+            made = {key_of(item): (seconds, "") for item in group if key_of(item) not in failures}
+            if made:
+                self.ledger.mark(self.lab, "made", made)
+            if failed:
+                self.ledger.mark(self.lab, "intent", failed)
+            faults.point(f"made:{key_of(group[0])}")
+            return failures
+
+        return flow.run(items, before, work, batches=_batched).failures
+
+    def unmake(self, rows: Sequence[Row]) -> dict[str, LabError]:
+        """Unmake rows in reverse order; keeps going after a failure."""
+        if not rows:
+            return {}
+        faults.point("leaving:before")
+        self.ledger.mark(self.lab, "leaving", {row.key: (row.seconds, row.error) for row in rows})
+        faults.point("leaving:after")
+        failures: dict[str, LabError] = {}
+        items: list[Resource] = []
+        users: dict[str, list[str]] = {row.key: [] for row in rows}
+        for row in rows:
+            try:
+                items.append(load(row))
+            except LabError as error:
+                failures[row.key] = error
+            for other in (*row.needs, *row.after):
+                if other in users:
+                    users[other].append(row.key)
+
+        def work(group: Sequence[Resource]) -> Mapping[str, LabError]:
+            return self._group("unmake", group)[1]
+
+        result = flow.run(reversed(items), users, work, batches=_batched, keep_going=True)
+        failures.update(result.failures)
+        faults.point("forget:before")
+        self.ledger.forget(self.lab, result.done)
+        faults.point("forget:after")
+        return failures
+
+    def _group(self, verb: str, group: Sequence[Resource]) -> tuple[float, dict[str, LabError]]:
+        """Make or unmake one item, or a batch of one kind; (seconds each, key → failure)."""
+        for item in group:
+            self.emit(StepStarted(self.lab, verb, item.kind, item.name, item.node))
+        for item in group:
+            faults.point(f"{verb}:before:{key_of(item)}")
+        began = time.monotonic()
+        failures = _act(verb, group)
+        seconds = (time.monotonic() - began) / len(group)
+        for item in group:
+            faults.point(f"{verb}:after:{key_of(item)}")
+            error = failures.get(key_of(item))
+            about = (self.lab, verb, item.kind, item.name, item.node)
+            self.emit(StepFailed(*about, error.message, error.hint) if error else StepDone(*about, seconds))
+        return seconds, failures
+
+
+def _batched(item: Resource) -> bool:
+    return issubclass(type(item), Batched)
+
+
+def _act(verb: str, group: Sequence[Resource]) -> dict[str, LabError]:
+    if len(group) > 1:
+        cls = cast(Any, type(group[0]))  # flow batches only kinds that have these
+        failures: dict[str, LabError] = cls.make_many(group) if verb == "make" else cls.unmake_many(group)
+        keys = {item.name: key_of(item) for item in group}
+        return {keys[name]: error for name, error in failures.items()}
+    try:
+        if verb == "make":
+            group[0].make()
+        else:
+            group[0].unmake()
+    except LabError as error:
+        return {key_of(group[0]): error}
+    return {}

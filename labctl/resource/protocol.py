@@ -1,0 +1,76 @@
+"""What a resource is.  The rooms below offer classes of this shape; they need not import this one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, Self, runtime_checkable
+
+from labctl.errors import LabError
+from labctl.looks import Look, Owner
+
+
+@runtime_checkable
+class Resource(Protocol):
+    """One object on a host: a frozen dataclass that round-trips through JSON (see codec).
+
+    Its key follows from kind and name alone, within its lab.  All three verbs are idempotent and
+    bounded in time; they raise LabError, whose message names the object.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def owner(self) -> Owner:
+        """The lab it belongs to."""
+
+    @property
+    def name(self) -> str:
+        """Unique within its kind and lab."""
+
+    @property
+    def node(self) -> str:
+        """The node it belongs to, or "" when it belongs to the lab."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keys that must be made first; when one of them is replaced, so is this."""
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Keys that come first when they are there: order, not dependence."""
+
+    def make(self) -> None:
+        """Make it.  There already and ours: fine.  There and not ours: errors.Foreign."""
+
+    def look(self) -> Look:
+        """What the host says now, never what we remember."""
+
+    def unmake(self) -> None:
+        """Unmake it.  Absence is fine; returns only when it is really gone."""
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A resource class that handles many at once, for speed.  All answers are by name."""
+
+    @classmethod
+    def make_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """Make all; name → failure, empty when all is well."""
+
+    @classmethod
+    def look_many(cls, items: Sequence[Self]) -> dict[str, Look]:
+        """Look at all with one question to the host."""
+
+    @classmethod
+    def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """Unmake all; name → failure."""
+
+
+def key_of(resource: Resource) -> str:
+    """The key of a resource in its lab: "kind:name"."""
+    return f"{resource.kind}:{resource.name}"
+
+
+def gate_of(resource: Resource) -> str:
+    """The concurrency class of a resource ("boot": one per core), or "" for none."""
+    return str(getattr(type(resource), "gate", ""))
