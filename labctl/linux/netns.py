@@ -1,0 +1,110 @@
+"""Network namespaces of a thread: made, entered, and kept by a bind mount.  Standard library only.
+
+setns(2) and unshare(2) with CLONE_NEWNET change the calling *thread* alone, so that all of this works in
+a program with many threads, if it is done in a thread of its own (`in_thread`) that ends afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000
+_MS_BIND, _MNT_DETACH = 0x1000, 2
+_SELF = "/proc/thread-self/ns/net"  # not /proc/self: that is the main thread's
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def unshare_net() -> None:
+    """Put the calling thread into a new network namespace."""
+    _check(_libc.unshare(CLONE_NEWNET), "cannot make a network namespace")
+
+
+def enter_fd(fd: int) -> None:
+    """Put the calling thread into the network namespace of an open file."""
+    _check(_libc.setns(fd, CLONE_NEWNET), "cannot enter the network namespace")
+
+
+def enter(path: str) -> None:
+    """Put the calling thread into the network namespace at a path."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter_fd(fd)
+    finally:
+        os.close(fd)
+
+
+def current_fd() -> int:
+    """An open file of the calling thread's network namespace; the caller closes it."""
+    return os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def bind(path: str) -> None:
+    """Keep the calling thread's network namespace alive by a bind mount on `path` (made when missing)."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444))
+    result = _libc.mount(_SELF.encode(), os.fsencode(path), None, _MS_BIND, None)
+    _check(result, f"cannot keep the network namespace at {path}")
+
+
+def is_bound(path: str) -> bool:
+    """Whether a namespace is mounted there (all of them live on one device, nsfs)."""
+    try:
+        return os.stat(path).st_dev == os.stat(_SELF).st_dev
+    except OSError:
+        return False
+
+
+def unbind(path: str) -> None:
+    """Take the bind mount and its file away; absence is fine."""
+    for _ in range(16):  # a kill between two makes may leave mounts on top of each other
+        if _libc.umount2(os.fsencode(path), _MNT_DETACH) < 0:
+            number = ctypes.get_errno()
+            if number in (errno.EINVAL, errno.ENOENT):
+                break
+            raise OSError(number, f"cannot unmount {path}: {os.strerror(number)}")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread of its own, whose namespace may be changed at will; its result or error."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller, who raises it
+            errors.append(error)
+
+    thread = threading.Thread(target=body, name="netns")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def run_in(path: str | None, work: Callable[[], T]) -> T:
+    """Run `work` inside the network namespace at `path` (None: the present one), in its own thread."""
+
+    def inside() -> T:
+        if path is not None:
+            enter(path)
+        return work()
+
+    return in_thread(inside)
