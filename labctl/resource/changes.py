@@ -10,7 +10,7 @@ from labctl.looks import Look, Presence
 from labctl.resource.codec import diff_fields, encode
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Row
-from labctl.resource.protocol import Resource, key_of
+from labctl.resource.protocol import Resource, follows, key_of
 
 
 class Action(StrEnum):
@@ -42,12 +42,12 @@ def changes(graph: Graph, rows: Sequence[Row], looks: Mapping[str, Look]) -> lis
     """
     known = {row.key: row for row in rows}
     found: list[Change] = []
-    redo: set[str] = set()
+    redo: dict[str, Action] = {}
     for resource in graph:
         key = key_of(resource)
         action, reason = _judge(resource, known.get(key), looks.get(key), redo)
-        if action is Action.REPLACE:
-            redo.add(key)
+        if action is not Action.KEEP:
+            redo[key] = action
         found.append(Change(key, resource.kind, resource.name, resource.node, action, reason))
     for row in reversed(rows):
         if row.key not in graph:
@@ -57,10 +57,12 @@ def changes(graph: Graph, rows: Sequence[Row], looks: Mapping[str, Look]) -> lis
     return found
 
 
-def _judge(resource: Resource, row: Row | None, look: Look | None, redo: set[str]) -> tuple[Action, str]:
+def _judge(
+    resource: Resource, row: Row | None, look: Look | None, redo: Mapping[str, Action]
+) -> tuple[Action, str]:
     if row is None:
         return Action.MAKE, "new"
-    replaced = [need for need in resource.needs if need in redo]
+    replaced = [need for need in resource.needs if redo.get(need) is Action.REPLACE]
     spec = encode(resource)
     if row.state == "leaving":
         return Action.REPLACE, "its removal was not finished"
@@ -77,4 +79,6 @@ def _judge(resource: Resource, row: Row | None, look: Look | None, redo: set[str
         return Action.REPLACE, look.detail or look.presence.value
     if row.state != "made":
         return Action.MAKE, "was not finished"
+    if follows(resource) and (again := [need for need in resource.needs if need in redo]):
+        return Action.MAKE, f"{again[0]} is made again"
     return Action.KEEP, ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from labctl.errors import Failures, LabError
-from labctl.events import Emit, StepDone, StepFailed, StepStarted
+from labctl.events import Emit, Note, StepDone, StepFailed, StepStarted
 from labctl.looks import Look
 from labctl.resource import faults, flow
 from labctl.resource.changes import Action, Change, changes
@@ -243,7 +243,9 @@ class _Steps:
         for item in group:
             faults.point(f"{verb}:before:{key_of(item)}")
         began = time.monotonic()
-        failures = _act(verb, group)
+        failures, told = _act(verb, group)
+        for text in told:
+            self.emit(Note(self.lab, text, "warning"))
         seconds = (time.monotonic() - began) / len(group)
         for item in group:
             faults.point(f"{verb}:after:{key_of(item)}")
@@ -257,17 +259,18 @@ def _batched(item: Resource) -> bool:
     return issubclass(type(item), Batched)
 
 
-def _act(verb: str, group: Sequence[Resource]) -> dict[str, LabError]:
+def _act(verb: str, group: Sequence[Resource]) -> tuple[dict[str, LabError], tuple[str, ...]]:
+    """Do it; key → failure, and what a person should be told although it did not fail."""
     if len(group) > 1:
         cls = cast(Any, type(group[0]))  # flow batches only kinds that have these
         failures: dict[str, LabError] = cls.make_many(group) if verb == "make" else cls.unmake_many(group)
         keys = {item.name: key_of(item) for item in group}
-        return {keys[name]: error for name, error in failures.items()}
+        return {keys[name]: error for name, error in failures.items()}, ()
     try:
         if verb == "make":
-            group[0].make()
+            told = group[0].make()
         else:
-            group[0].unmake()
+            told = group[0].unmake()
     except LabError as error:
-        return {key_of(group[0]): error}
-    return {}
+        return {key_of(group[0]): error}, ()
+    return {}, tuple(told or ())

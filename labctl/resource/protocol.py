@@ -39,13 +39,16 @@ class Resource(Protocol):
     def after(self) -> tuple[str, ...]:
         """Keys that come first when they are there: order, not dependence."""
 
-    def make(self) -> None:
-        """Make it.  There already and ours: fine.  There and not ours: errors.Foreign."""
+    def make(self) -> Sequence[str] | None:
+        """Make it.  There already and ours: fine.  There and not ours: errors.Foreign.
+
+        May return sentences that a person should be told although it did not fail.
+        """
 
     def look(self) -> Look:
         """What the host says now, never what we remember."""
 
-    def unmake(self) -> None:
+    def unmake(self) -> Sequence[str] | None:
         """Unmake it.  Absence is fine; returns only when it is really gone."""
 
 
@@ -74,3 +77,8 @@ def key_of(resource: Resource) -> str:
 def gate_of(resource: Resource) -> str:
     """The concurrency class of a resource ("boot": one per core), or "" for none."""
     return str(getattr(type(resource), "gate", ""))
+
+
+def follows(resource: Resource) -> bool:
+    """Whether it is made again whenever something it needs is (a wait for readiness, say)."""
+    return bool(getattr(type(resource), "follows", False))

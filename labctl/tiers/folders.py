@@ -1,0 +1,128 @@
+"""The folders of a lab: the first thing made and the last one gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from labctl.errors import Foreign, LabError
+from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabFolder:
+    """The lab's folder with its SSH key pair; everything of the lab that is a file lies under it."""
+
+    kind: ClassVar[str] = "folder"
+    owner: Owner
+    name: str
+    path: str
+    node: str = ""
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    @property
+    def key_file(self) -> Path:
+        """The private key that opens the lab's machines."""
+        return Path(self.path, "ssh", "id_ed25519")
+
+    def make(self) -> None:
+        """Make the folder and the keys.  Raises Foreign when the folder is another lab's."""
+        mark = Path(self.path, "owner")
+        try:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            if mark.exists() and mark.read_text() != self._mark():
+                raise Foreign(f"{self.path} belongs to {mark.read_text()!r}")
+            # Others may pass through (a QEMU under its own user must reach disks), but not list.
+            os.chmod(self.path, 0o711)  # noqa: PTH101
+            mark.write_text(self._mark())
+            for part in ("ssh", "nodes", "net", "run", "volumes"):
+                Path(self.path, part).mkdir(exist_ok=True, mode=0o700 if part == "ssh" else 0o711)
+            if not self.key_file.exists():
+                write_key_pair(self.key_file, f"labctl {self.owner.lab}")
+        except OSError as error:
+            raise LabError(f"cannot write {self.path}: {error.strerror}", hint="is the disk full?") from error
+
+    def _mark(self) -> str:
+        return self.owner.mark(self.kind, self.name)
+
+    def look(self) -> Look:
+        """Whether the folder and its key are there."""
+        if not Path(self.path).is_dir():
+            return ABSENT
+        return PRESENT if self.key_file.exists() else Look(Presence.BROKEN, "the lab's SSH key is gone")
+
+    def unmake(self) -> None:
+        """Remove the tree.  Raises LabError when something in it is still mounted or can't be removed."""
+        remove_tree(Path(self.path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeFolder:
+    """A named volume: a folder that lives as long as the lab."""
+
+    kind: ClassVar[str] = "volume"
+    owner: Owner
+    name: str
+    path: str
+    node: str = ""
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    def make(self) -> None:
+        """Make the folder, open to every user of the nodes as Docker's volumes are to root."""
+        try:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LabError(f"cannot make volume {self.name} at {self.path}: {error.strerror}") from error
+
+    def look(self) -> Look:
+        """Whether it is there."""
+        return PRESENT if Path(self.path).is_dir() else ABSENT
+
+    def unmake(self) -> None:
+        """Remove it with all it holds."""
+        remove_tree(Path(self.path))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of ours; absence is fine.  Never crosses into a mount: a mounted thing in it
+    is an error, since removing through a bind mount would delete what isn't ours.
+
+    Raises LabError naming the first path that can't be removed.
+    """
+    inside = str(path) + "/"
+    mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    held = [place for place in mounts if (place + "/").startswith(inside)]
+    if held:
+        raise LabError(f"{held[0]} is still mounted", hint=f"umount {held[0]}, then try again")
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LabError(f"cannot remove {error.filename or path}: {error.strerror}") from error
+
+
+def write_key_pair(path: Path, comment: str) -> None:
+    """Write an Ed25519 key pair in OpenSSH's format (PROTOCOL.key), the private half last and 0600."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    path.with_suffix(".pub").write_text(f"{public.decode()} {comment}\n")
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(fd, private)
+    finally:
+        os.close(fd)
+    fresh.replace(path)

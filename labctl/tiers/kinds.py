@@ -1,0 +1,26 @@
+"""Which class stands behind each kind that the ledger may name."""
+
+from __future__ import annotations
+
+from labctl.resource import registry
+
+KINDS = {
+    "folder": "labctl.tiers.folders:LabFolder",
+    "volume": "labctl.tiers.folders:VolumeFolder",
+    "bridge": "labctl.network.bridge:Bridge",
+    "firewall": "labctl.network.firewall:LabFirewall",
+    "dns": "labctl.network.dns:Dns",
+    "net": "labctl.network.nodenet:NodeNet",
+    "container": "labctl.tiers.container:ContainerNode",
+    "vmdisk": "labctl.tiers.vmdisk:VmDisk",
+    "domain": "labctl.hypervisor.domain:Domain",
+    "inside": "labctl.guest.inside:InsideContainer",
+    "reach": "labctl.tiers.steps:Reach",
+    "provision": "labctl.tiers.steps:Provision",
+    "ready": "labctl.tiers.steps:ReadyWait",
+}
+
+
+def register() -> None:
+    """Tell the executor about all of them; done before any ledger row is read."""
+    registry.register(KINDS)
