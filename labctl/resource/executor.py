@@ -20,7 +20,7 @@ from labctl.resource.changes import Action, Change, changes
 from labctl.resource.codec import decode, encode
 from labctl.resource.graph import Graph, order
 from labctl.resource.ledger import Claim, LabRow, Ledger, Row
-from labctl.resource.protocol import Batched, Resource, key_of
+from labctl.resource.protocol import Resource, key_of
 from labctl.resource.registry import class_of
 
 
@@ -44,7 +44,7 @@ def look_all(resources: Iterable[Resource]) -> dict[str, Look]:
     for resource in resources:
         groups.setdefault(type(resource), []).append(resource)
     for cls, group in groups.items():
-        if len(group) > 1 and issubclass(cls, Batched):
+        if len(group) > 1 and hasattr(cls, "look_many"):
             looks = cast(Any, cls).look_many(group)
             found.update({key_of(item): looks[item.name] for item in group})
         else:
@@ -205,7 +205,7 @@ class _Steps:
             faults.point(f"made:{key_of(group[0])}")
             return failures
 
-        return flow.run(items, before, work, batches=_batched).failures
+        return flow.run(items, before, work, batches=_makes_many).failures
 
     def unmake(self, rows: Sequence[Row]) -> dict[str, LabError]:
         """Unmake rows in reverse order; keeps going after a failure."""
@@ -229,7 +229,7 @@ class _Steps:
         def work(group: Sequence[Resource]) -> Mapping[str, LabError]:
             return self._group("unmake", group)[1]
 
-        result = flow.run(reversed(items), users, work, batches=_batched, keep_going=True)
+        result = flow.run(reversed(items), users, work, batches=_unmakes_many, keep_going=True)
         failures.update(result.failures)
         faults.point("forget:before")
         self.ledger.forget(self.lab, result.done)
@@ -255,8 +255,12 @@ class _Steps:
         return seconds, failures
 
 
-def _batched(item: Resource) -> bool:
-    return issubclass(type(item), Batched)
+def _makes_many(item: Resource) -> bool:
+    return hasattr(type(item), "make_many")
+
+
+def _unmakes_many(item: Resource) -> bool:
+    return hasattr(type(item), "unmake_many")
 
 
 def _act(verb: str, group: Sequence[Resource]) -> tuple[dict[str, LabError], tuple[str, ...]]:
@@ -267,10 +271,7 @@ def _act(verb: str, group: Sequence[Resource]) -> tuple[dict[str, LabError], tup
         keys = {item.name: key_of(item) for item in group}
         return {keys[name]: error for name, error in failures.items()}, ()
     try:
-        if verb == "make":
-            told = group[0].make()
-        else:
-            told = group[0].unmake()
+        told = group[0].make() if verb == "make" else group[0].unmake()
     except LabError as error:
         return {key_of(group[0]): error}, ()
     return {}, tuple(told or ())

@@ -54,7 +54,10 @@ class Resource(Protocol):
 
 @runtime_checkable
 class Batched(Protocol):
-    """A resource class that handles many at once, for speed.  All answers are by name."""
+    """A resource class that handles many at once, for speed; each of the three may be there alone.
+
+    All answers are by name.
+    """
 
     @classmethod
     def make_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
