@@ -1,0 +1,204 @@
+"""Resource limits of a control group, from the OCI runtime spec's `linux.resources`, for v1 and v2; figures.
+
+A limit that this machine has no controller for is an error and never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import os
+
+from labctl.linux import proc
+from labctl.linux.cgroups import Cgroup, write
+from labctl.linux.syscalls import SyscallError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections` cost a cold process 15 ms
+    from collections.abc import Mapping
+    from typing import Any
+
+    Resources = Mapping[str, Any]
+
+
+def extra_controllers(resources: Resources) -> list[str]:
+    """The v1 controllers, besides the usual ones, that these resources need."""
+    cpu = resources.get("cpu") or {}
+    found = []
+    if cpu.get("cpus") or cpu.get("mems"):
+        found.append("cpuset")
+    if resources.get("devices"):
+        found.append("devices")
+    if resources.get("blockIO"):
+        found.append("blkio")
+    if resources.get("hugepageLimits"):
+        found.append("hugetlb")
+    return found
+
+
+def weight_of_shares(shares: int) -> int:
+    """cpu.shares (2 to 262144) as cpu.weight (1 to 10000), as every engine converts it."""
+    return 1 + ((max(2, min(shares, 262144)) - 2) * 9999) // 262142
+
+
+def apply(cgroup: Cgroup, resources: Resources) -> None:
+    """Write all limits.  Raises SyscallError that names the file, or the controller that is missing."""
+    memory = resources.get("memory") or {}
+    cpu = resources.get("cpu") or {}
+    pids = resources.get("pids") or {}
+    if any(memory.get(key) is not None for key in ("limit", "swap", "reservation")):
+        _memory(cgroup, memory)
+    if cpu:
+        _cpu(cgroup, cpu)
+    if pids.get("limit") is not None:
+        limit = int(pids["limit"])
+        folder = _folder(cgroup, "pids")
+        # 0 and negative both mean "no limit" to runc and crun.
+        write(f"{folder}/pids.max", str(limit) if limit > 0 else "max")
+    if blkio := resources.get("blockIO"):
+        _blkio(cgroup, blkio)
+    for page in resources.get("hugepageLimits") or ():
+        v2 = "hugetlb" not in cgroup.v1
+        name = f"hugetlb.{page['pageSize']}.{'max' if v2 else 'limit_in_bytes'}"
+        write(f"{_folder(cgroup, 'hugetlb')}/{name}", str(page["limit"]))
+    for name, value in (resources.get("unified") or {}).items():
+        if "/" in name:
+            raise ValueError(f"bad cgroup file name {name!r}")
+        if not cgroup.v2:
+            raise SyscallError(95, "write", f"{name}: no cgroup v2 on this machine")
+        write(f"{cgroup.v2}/{name}", str(value))
+
+
+def _folder(cgroup: Cgroup, controller: str) -> str:
+    """The folder where a controller's files are; raises SyscallError when this machine hasn't got it."""
+    if controller in cgroup.v1:
+        return cgroup.v1[controller]
+    name = "io" if controller == "blkio" else controller
+    if cgroup.v2 and name in (proc.read(f"{cgroup.v2}/cgroup.controllers") or "").split():
+        return cgroup.v2
+    raise SyscallError(95, "limit", f"{controller}: no such cgroup controller for {cgroup.path}")
+
+
+def _number(value: int) -> str:
+    return "max" if value < 0 else str(value)
+
+
+def _memory(cgroup: Cgroup, memory: Mapping[str, Any]) -> None:
+    folder = _folder(cgroup, "memory")
+    limit, swap, soft = (memory.get(key) for key in ("limit", "swap", "reservation"))
+    if "memory" not in cgroup.v1:
+        if swap is not None and os.path.exists(f"{folder}/memory.swap.max"):
+            # OCI's swap counts memory and swap together; v2 counts swap alone.
+            alone = swap if swap <= 0 or not limit or limit < 0 else max(0, swap - limit)
+            write(f"{folder}/memory.swap.max", _number(alone))
+        if limit is not None:
+            write(f"{folder}/memory.max", _number(limit))
+        if soft is not None:
+            write(f"{folder}/memory.low", _number(soft))
+        return
+    plain, both = f"{folder}/memory.limit_in_bytes", f"{folder}/memory.memsw.limit_in_bytes"
+    swap = swap if os.path.exists(both) else None
+    steps = [(plain, limit), (both, swap)]
+    current = int((proc.read(plain) or "0").strip() or 0)
+    if limit is not None and swap is not None and (limit < 0 or limit > current):
+        steps.reverse()  # raising: memory may never exceed memory+swap, at no moment
+    for path, value in steps:
+        if value is not None:
+            write(path, str(value))
+    if soft is not None:
+        write(f"{folder}/memory.soft_limit_in_bytes", str(soft))
+    if memory.get("swappiness") is not None:
+        write(f"{folder}/memory.swappiness", str(memory["swappiness"]))
+    if memory.get("disableOOMKiller"):
+        write(f"{folder}/memory.oom_control", "1")
+
+
+def _cpu(cgroup: Cgroup, cpu: Mapping[str, Any]) -> None:
+    quota, period, shares = cpu.get("quota"), cpu.get("period"), cpu.get("shares")
+    if quota is not None or period or shares:
+        folder = _folder(cgroup, "cpu")
+        if "cpu" in cgroup.v1:
+            if period:
+                write(f"{folder}/cpu.cfs_period_us", str(period))
+            if quota is not None:
+                write(f"{folder}/cpu.cfs_quota_us", str(quota if quota > 0 else -1))
+            if shares:
+                write(f"{folder}/cpu.shares", str(shares))
+        else:
+            if quota is not None or period:
+                top = str(quota) if quota and quota > 0 else "max"
+                write(f"{folder}/cpu.max", f"{top} {period or 100000}")
+            if shares:
+                write(f"{folder}/cpu.weight", str(weight_of_shares(shares)))
+    for key in ("cpus", "mems"):
+        if cpu.get(key):
+            write(f"{_folder(cgroup, 'cpuset')}/cpuset.{key}", str(cpu[key]))
+
+
+def _blkio(cgroup: Cgroup, blkio: Mapping[str, Any]) -> None:
+    folder = _folder(cgroup, "blkio")
+    v1 = "blkio" in cgroup.v1
+    if (weight := blkio.get("weight")) is not None:
+        for name in ("blkio.weight", "blkio.bfq.weight") if v1 else ("io.bfq.weight", "io.weight"):
+            if os.path.exists(f"{folder}/{name}"):
+                # io.weight runs from 1 to 10000, the OCI weight from 10 to 1000.
+                value = 1 + (weight - 10) * 9999 // 990 if name == "io.weight" else weight
+                write(f"{folder}/{name}", str(value))
+                break
+        else:
+            raise SyscallError(95, "limit", f"blockIO.weight: no weight file for {cgroup.path}")
+    names = {
+        "throttleReadBpsDevice": ("read_bps_device", "rbps"),
+        "throttleWriteBpsDevice": ("write_bps_device", "wbps"),
+        "throttleReadIOPSDevice": ("read_iops_device", "riops"),
+        "throttleWriteIOPSDevice": ("write_iops_device", "wiops"),
+    }
+    for key, (old, new) in names.items():
+        for row in blkio.get(key) or ():
+            device = f"{row['major']}:{row['minor']}"
+            if v1:
+                write(f"{folder}/blkio.throttle.{old}", f"{device} {row['rate']}")
+            else:
+                write(f"{folder}/io.max", f"{device} {new}={row['rate']}")
+
+
+def stats(cgroup: Cgroup) -> dict[str, int]:
+    """Figures now: memory, memory_peak (bytes), memory_limit (0 = none), cpu_ns, pids, oom_kills.
+
+    What this machine doesn't count is absent; a group that is gone gives {}.
+    """
+    found: dict[str, int] = {}
+
+    def take(key: str, path: str, factor: int = 1) -> None:
+        text = (proc.read(path) or "").strip()
+        if text.isdigit():
+            found[key] = int(text) * factor
+
+    memory = cgroup.v1.get("memory")
+    if memory:
+        take("memory", f"{memory}/memory.usage_in_bytes")
+        take("memory_peak", f"{memory}/memory.max_usage_in_bytes")
+        take("memory_limit", f"{memory}/memory.limit_in_bytes")
+        if found.get("memory_limit", 0) > 1 << 62:
+            found["memory_limit"] = 0
+        found.update(_keyed(f"{memory}/memory.oom_control", {"oom_kill": "oom_kills"}))
+    elif cgroup.v2:
+        take("memory", f"{cgroup.v2}/memory.current")
+        take("memory_peak", f"{cgroup.v2}/memory.peak")
+        take("memory_limit", f"{cgroup.v2}/memory.max")
+        found.update(_keyed(f"{cgroup.v2}/memory.events", {"oom_kill": "oom_kills"}))
+    if "cpuacct" in cgroup.v1:
+        take("cpu_ns", f"{cgroup.v1['cpuacct']}/cpuacct.usage")
+    elif cgroup.v2:
+        usec = _keyed(f"{cgroup.v2}/cpu.stat", {"usage_usec": "usec"})
+        if usec:
+            found["cpu_ns"] = usec["usec"] * 1000
+    take("pids", f"{cgroup.v1.get('pids', cgroup.v2)}/pids.current")
+    return found
+
+
+def _keyed(path: str, names: Mapping[str, str]) -> dict[str, int]:
+    found = {}
+    for line in (proc.read(path) or "").splitlines():
+        key, _, value = line.partition(" ")
+        if key in names:
+            found[names[key]] = int(value)
+    return found
