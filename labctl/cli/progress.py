@@ -90,7 +90,8 @@ class Lines:
         if isinstance(event, NodePhase):
             return f"{event.node}: {event.phase}" + (f" ({event.detail})" if event.detail else "")
         if isinstance(event, StepDone) and self._verbose:
-            return f"{owner(event)}{DONE.get(event.verb, event.verb)} {event.kind} {event.name} in {seconds(event.seconds)}"
+            what = f"{DONE.get(event.verb, event.verb)} {event.kind} {event.name}"
+            return f"{owner(event)}{what} in {seconds(event.seconds)}"
         if isinstance(event, StepStarted) and self._verbose:
             return f"{owner(event)}{event.verb} {event.kind} {event.name}"
         if isinstance(event, Progress):

@@ -1,0 +1,324 @@
+"""Verbs about whole labs: up, plan, down, status, ls, wait, check."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from labctl.cli import names, screen
+from labctl.cli.backend import lab_room, options
+from labctl.cli.profiles import ProfileArgument, SetOption, load
+from labctl.cli.session import Session, verb
+from labctl.errors import CheckFailed, Interrupted, UsageError
+
+app = typer.Typer(rich_markup_mode=None)
+
+Name = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="Call the lab NAME instead of the profile's name.")
+]
+Skip = Annotated[
+    bool, typer.Option("--skip-unavailable", help="Leave out nodes whose tier this host can't run.")
+]
+Fallback = Annotated[
+    str, typer.Option("--fallback", metavar="TIER", help="Run such nodes on TIER instead: emulation.")
+]
+Privileged = Annotated[bool, typer.Option("--allow-privileged", help="Allow nodes that ask for all rights.")]
+LabArgument = Annotated[
+    str, typer.Argument(metavar="[LAB]", help="The lab.", autocompletion=names.complete_lab)
+]
+Wait = Annotated[
+    float,
+    typer.Option("--wait", metavar="SECONDS", help="Wait so long for another labctl at work on the lab."),
+]
+
+
+@app.command()
+@verb()
+def up(
+    session: Session,
+    profile: ProfileArgument,
+    name: Name = "",
+    sets: SetOption = [],  # noqa: B006
+    skip_unavailable: Skip = False,
+    fallback: Fallback = "",
+    allow_privileged: Privileged = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="When a first `up` fails, remove what it made.")
+    ] = False,
+    checks: Annotated[
+        bool, typer.Option("--check", help="Run the profile's checks once the lab is up.")
+    ] = False,
+    wait: Wait = 0.0,
+) -> int:
+    """Bring a lab up, or go on with one that is there.
+
+    What is there and as described stays untouched: a second `up` with an edited profile changes
+    only what differs and says why.  Ctrl-C leaves a lab that `up` continues and `down` removes.
+
+    \b
+    Examples:
+      labctl up spectrum
+      labctl up lab.yaml --name mine -s nodes.web.memory=1GiB
+      labctl up spectrum --skip-unavailable
+      labctl up spectrum --fallback emulation --check
+    """
+    loaded = load(profile, sets, name)
+    how = options(
+        session,
+        skip_unavailable=skip_unavailable,
+        fallback=fallback or session.fallback,
+        allow_privileged=allow_privileged,
+        rollback=rollback,
+        checks=checks,
+        wait=wait,
+    )
+    try:
+        with session.drawing() as emit:
+            result = lab_room().up(loaded, how, emit)
+    except KeyboardInterrupt as error:
+        again = shlex.join(["labctl", "up", profile, *(["--name", name] if name else [])])
+        raise Interrupted(
+            f"interrupted; lab {loaded.name} is incomplete",
+            hint=f"`{again}` continues it, `labctl down {loaded.name}` removes it",
+        ) from error
+    if session.json:
+        body = screen.plain(result)
+        screen.document({**body.pop("status"), **body})
+    elif not session.quiet:
+        show_changes(result.changes, only_reasons=True)
+        show_status(result.status)
+        screen.line(f"\n{result.status.lab} is up after {screen.seconds(result.seconds)}")
+    return _verdict(getattr(result, "checks", ()))
+
+
+def _verdict(results: Any) -> int:
+    """Exit code 3 when a check did not hold."""
+    return CheckFailed.exit_code if any(not result.passed for result in results or ()) else 0
+
+
+@app.command()
+@verb()
+def plan(
+    session: Session,
+    profile: ProfileArgument,
+    name: Name = "",
+    sets: SetOption = [],  # noqa: B006
+    skip_unavailable: Skip = False,
+    fallback: Fallback = "",
+    allow_privileged: Privileged = False,
+    everything: Annotated[bool, typer.Option("--all", help="List also what stays as it is.")] = False,
+) -> None:
+    """Show what `up` would do, touching nothing.
+
+    \b
+    Examples:
+      labctl plan spectrum
+      labctl plan lab.yaml --json | jq '.changes[] | select(.action != "keep")'
+    """
+    how = options(
+        session,
+        skip_unavailable=skip_unavailable,
+        fallback=fallback or session.fallback,
+        allow_privileged=allow_privileged,
+    )
+    result = lab_room().plan(load(profile, sets, name), how)
+    if session.json:
+        screen.document(screen.plain(result))
+        return
+    kept = [change for change in result.changes if str(change.action) == "keep"]
+    shown = [change for change in result.changes if everything or change not in kept]
+    if shown:
+        rows = [(change.action, change.kind, change.name, change.node, change.reason) for change in shown]
+        screen.line(screen.table(["do", "kind", "name", "node", "why"], rows))
+        screen.line()
+    for node in result.nodes:
+        if node.state == "skipped":
+            screen.line(f"{node.name}: skipped: {node.reason}")
+    for note in result.notes:
+        screen.line(f"note: {note}")
+    counts = Counter(str(change.action) for change in result.changes)
+    told = ", ".join(f"{count} to {action}" for action, count in counts.items() if action != "keep")
+    screen.line(f"{result.lab}: {told or 'nothing to do'}" + (f", {len(kept)} as they are" if kept else ""))
+
+
+def show_changes(changes: Any, *, only_reasons: bool = False) -> None:
+    """One line for each change that has a reason worth telling."""
+    for change in changes:
+        action = str(change.action)
+        if action == "keep" or (only_reasons and action == "make" and not change.reason):
+            continue
+        if only_reasons and action == "make":
+            continue  # a first `up` makes everything: the table of nodes says that better
+        screen.line(f"{action} {change.kind} {change.name}: {change.reason}")
+
+
+def show_status(status: Any) -> None:
+    """A lab's nodes as a table, and under it the reasons of failed and skipped ones."""
+    rows = [
+        (
+            node.name,
+            node.tier,
+            node.state,
+            node.runs_on,
+            ", ".join(node.addresses),
+            node.image,
+            _took(node.seconds),
+        )
+        for node in status.nodes
+    ]
+    screen.line(screen.table(["node", "tier", "state", "runs on", "addresses", "image", "start"], rows))
+    for node in status.nodes:
+        if node.reason:
+            remedy = f" ({node.remedy})" if node.remedy else ""
+            screen.line(f"{node.name}: {node.state}: {screen.clean(node.reason)}{remedy}")
+        for port in node.ports:
+            screen.line(f"{node.name}: {port}")
+    if status.leftovers:
+        screen.line(f"{status.leftovers} objects are still to be removed: labctl down {status.lab}")
+
+
+def _took(seconds: float) -> str:
+    return screen.seconds(seconds) if seconds else ""
+
+
+@app.command()
+@verb()
+def down(
+    session: Session,
+    lab: LabArgument = "",
+    everything: Annotated[bool, typer.Option("--all", help="All labs of this home.")] = False,
+    wait: Wait = 0.0,
+) -> None:
+    """Take a lab down and leave the host as it was.
+
+    Needs no profile; works after a crash, after a reboot of the host, and twice.  Images stay in
+    the cache.
+
+    \b
+    Examples:
+      labctl down spectrum
+      labctl down --all
+    """
+    if everything and lab:
+        raise UsageError("either a lab or --all")
+    if not everything and not lab:
+        raise UsageError("which lab?", hint="labctl down LAB, or --all")
+    with session.drawing() as emit:
+        result = lab_room().down(None if everything else lab, options(session, wait=wait), emit)
+    gone = screen.plain(result)
+    if session.json:
+        screen.document(gone if isinstance(gone, dict) else {"labs": gone or []})
+
+
+@app.command()
+@verb()
+def status(session: Session, lab: LabArgument = "") -> None:
+    """Show a lab and its nodes as they are now.
+
+    States: planned, starting, running, ready, stopped, paused, failed, skipped.
+
+    \b
+    Examples:
+      labctl status
+      labctl status spectrum --json | jq -r '.nodes[] | .name + " " + .state'
+    """
+    found = lab_room().status(names.Names.read(session.home).lab(lab), options(session))
+    if session.json:
+        screen.document(screen.plain(found))
+        return
+    show_status(found)
+    for network in found.networks:
+        subnets = ", ".join(filter(None, (network.subnet4, network.subnet6))) or "no addresses"
+        screen.line(
+            f"network {network.name}: {subnets} on {network.bridge}" + (", NAT" if network.internet else "")
+        )
+
+
+@app.command()
+@verb()
+def ls(session: Session) -> None:
+    """List the labs of this home.
+
+    \b
+    Examples:
+      labctl ls
+      labctl ls --json | jq -r '.labs[].lab'
+    """
+    import time
+
+    found = lab_room().labs(options(session))
+    if session.json:
+        screen.document({"labs": found})
+        return
+    rows = []
+    for lab in found:
+        states = Counter(node.state for node in lab.nodes)
+        told = ", ".join(f"{count} {state}" for state, count in states.items())
+        rows.append((lab.lab, len(lab.nodes), told, screen.seconds(time.time() - lab.created), lab.source))
+    screen.line(screen.table(["lab", "nodes", "states", "age", "profile"], rows))
+
+
+@app.command()
+@verb()
+def wait(
+    session: Session,
+    nodes: Annotated[
+        list[str],
+        typer.Argument(metavar="NODE...", help="Nodes or a lab.", autocompletion=names.complete_node),
+    ],
+    state: Annotated[
+        str, typer.Option("--for", metavar="STATE", help="ready, running, stopped or paused.")
+    ] = "ready",
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Give up after so long.")
+    ] = 120.0,
+) -> None:
+    """Wait until nodes are in a state.
+
+    Exit code 1 when the time is over.
+
+    \b
+    Examples:
+      labctl wait spectrum
+      labctl wait web --for stopped --timeout 30
+    """
+    known = ("ready", "running", "stopped", "paused")
+    if state not in known:
+        raise UsageError(f"--for {state}: one of {', '.join(known)} is expected")
+    chosen = names.Names.read(session.home).select(",".join(nodes))
+    lab_room().wait([tuple(address) for address in chosen], state, timeout, options(session))
+
+
+@app.command()
+@verb()
+def check(session: Session, lab: LabArgument = "") -> int:
+    """Run the checks of a lab's profile.
+
+    Exit code 3 when one does not hold.
+
+    \b
+    Examples:
+      labctl check namespaces
+      labctl check web --json
+    """
+    name = names.Names.read(session.home).lab(lab)
+    with session.drawing() as emit:
+        results = lab_room().checks(name, options(session), emit)
+    if session.json:
+        screen.document({"lab": name, "checks": results})
+    else:
+        show_checks(results)
+    return _verdict(results)
+
+
+def show_checks(results: Any) -> None:
+    """A line a check, and what was found instead where one did not hold."""
+    for result in results:
+        screen.line(f"{'ok  ' if result.passed else 'FAIL'}  {screen.clean(result.name)}")
+        if not result.passed:
+            screen.line(f"      {screen.clean(result.detail)}")
+    good = sum(1 for result in results if result.passed)
+    screen.line(f"{good} of {len(results)} checks hold")
