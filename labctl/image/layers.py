@@ -1,0 +1,111 @@
+"""Unpacked layers: one folder each, named after the digest of its tar, whole or not there at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from labctl.errors import LabError, UsageError
+from labctl.image.blobs import Blobs
+from labctl.image.locks import locked
+from labctl.image.model import BadImage, Layer
+from labctl.image.scratch import Scratch, remove
+from labctl.image.streams import Reader, plain
+from labctl.image.unpack import unpack
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Layers:
+    """The folder layers/ of the store."""
+
+    def __init__(self, root: Path, blobs: Blobs, scratch: Scratch) -> None:
+        self.root = root
+        self.folder = root / "layers"
+        self.blobs = blobs
+        self.scratch = scratch
+
+    def path(self, diff_id: str) -> Path:
+        """Where the layer lies unpacked.  Short, since all of them must fit into one mount call's page."""
+        return self.folder / diff_id[7:31]
+
+    def unpacked(self, layer: Layer) -> Path:
+        """The layer's folder, unpacked now if it isn't yet.  Raises BadImage, LabError."""
+        path = self.path(layer.diff_id)
+        if path.is_dir():
+            return path
+        with locked(self.root / "locks" / f"layer-{path.name}", what=f"layer {layer.diff_id}"):
+            if path.is_dir():
+                return path  # another process was first
+            with self.scratch.folder("layer") as fresh:
+                fresh.chmod(0o755)
+                self._fill(layer, fresh)
+                _sync(fresh)
+                self.folder.mkdir(mode=0o700, exist_ok=True)
+                fresh.rename(path)
+        return path
+
+    def _fill(self, layer: Layer, fresh: Path) -> None:
+        with self.blobs.open(layer.digest) as file, plain(file) as chunks:
+            reader = Reader(chunks, max_layer())
+            unpack(reader, fresh)  # type: ignore[arg-type]
+            reader.drain()
+        if reader.digest != layer.diff_id:
+            raise BadImage(
+                f"layer {layer.digest} unpacks to {reader.digest} instead of {layer.diff_id}",
+                hint="remove the image and pull or build it again",
+            )
+
+    def check(self, layer: Layer) -> str:
+        """Hash the layer's tar; returns what is wrong, or ""."""
+        with self.blobs.open(layer.digest) as file, plain(file) as chunks:
+            reader = Reader(chunks, max_layer())
+            reader.drain()
+        same = reader.digest == layer.diff_id
+        return "" if same else f"layer {layer.digest} unpacks to {reader.digest} instead of {layer.diff_id}"
+
+    def keep_only(self, diff_ids: set[str]) -> int:
+        """Remove all other unpacked layers; returns the bytes freed."""
+        if not self.folder.is_dir():
+            return 0
+        names = {self.path(diff_id).name for diff_id in diff_ids}
+        freed = 0
+        for path in list(self.folder.iterdir()):
+            if path.name not in names:
+                freed += _size(path)
+                # Renamed first, so that a removal which is cut short leaves no half layer under its name.
+                grave = self.scratch.root / f"gone-{path.name}-{os.getpid()}"
+                self.scratch.root.mkdir(exist_ok=True)
+                path.rename(grave)
+                remove(grave)
+        return freed
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            try:
+                total += os.lstat(f"{folder}/{name}").st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _sync(path: Path) -> None:
+    """syncfs(2): after a power cut a layer must not be there with empty files in it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            raise LabError(f"cannot write {path} to the disk: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
+
+
+def max_layer() -> int:
+    """The most bytes that one layer may unpack to (256 GiB); LABCTL_MAX_LAYER moves it."""
+    try:
+        return int(os.environ.get("LABCTL_MAX_LAYER", "") or 256 << 30)
+    except ValueError:
+        raise UsageError("LABCTL_MAX_LAYER is no number of bytes") from None
