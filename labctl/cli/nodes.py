@@ -1,0 +1,319 @@
+"""Verbs that go into nodes: exec, run, ssh, console, cp, logs."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from labctl.cli import names, report, screen
+from labctl.cli.backend import lab_room, options
+from labctl.cli.session import Session, key_values, verb
+from labctl.errors import LabError, UsageError
+
+app = typer.Typer(rich_markup_mode=None)
+
+# What comes after the node belongs to its command, even when it looks like an option.
+PASS_ON = {"allow_interspersed_args": False}
+
+Node = Annotated[
+    str, typer.Argument(metavar="NODE", help="LAB/NODE, or NODE.", autocompletion=names.complete_node)
+]
+Command = Annotated[
+    list[str], typer.Argument(metavar="[--] COMMAND...", help="The command and its arguments.")
+]
+Env = Annotated[
+    list[str],
+    typer.Option("--env", "-e", metavar="KEY=VALUE", help="Set a variable; KEY alone passes this one's on."),
+]
+Workdir = Annotated[str, typer.Option("--workdir", "-w", metavar="DIR", help="The folder to run in.")]
+User = Annotated[str, typer.Option("--user", "-u", metavar="USER", help="user, user:group or numbers.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="Kill it after so long; 0: never.")
+]
+
+
+def machine_of(session: Session, address: names.Address) -> Any:
+    """The machine of a node (labctl.guest.machine.Machine)."""
+    return lab_room().machine(address.lab, address.node, options(session))
+
+
+def _find(session: Session, node: str) -> tuple[names.Address, Any]:
+    address = names.Names.read(session.home).node(node)
+    return address, machine_of(session, address)
+
+
+def _command(words: list[str]) -> list[str]:
+    rest = words[1:] if words[:1] == ["--"] else words
+    if not rest:
+        raise UsageError("no command was given", hint="labctl exec NODE -- COMMAND")
+    return rest
+
+
+@app.command("exec", context_settings=PASS_ON)
+@verb(data=False)
+def execute(
+    session: Session,
+    node: Node,
+    command: Command,
+    env: Env = [],  # noqa: B006
+    workdir: Workdir = "",
+    user: User = "",
+    tty: Annotated[
+        bool | None,
+        typer.Option(
+            "--tty/--no-tty", "-t/-T", help="Give it a terminal or not; else: when stdin and stdout are one."
+        ),
+    ] = None,
+    timeout: Timeout = 0.0,
+) -> int:
+    """Run a command in a node, as if it were here.
+
+    stdin, stdout and stderr are the command's, and so is the exit code: 127 when it was not found,
+    126 when it can't be executed, 128 + n when signal n ended it.  The same for VMs and containers.
+
+    \b
+    Examples:
+      labctl exec web -- ls -l /
+      labctl exec spectrum/emulation -- uname -r
+      tar c src | labctl exec web -- tar x -C /srv
+      labctl exec -e LANG=C.UTF-8 -u www-data web -- id
+    """
+    words = _command(command)
+    _address, machine = _find(session, node)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty() if tty is None else tty
+    code: int = machine.exec(
+        words,
+        stdin=0,
+        stdout=1,
+        stderr=2,
+        tty=terminal,
+        env=key_values(env, "--env"),
+        cwd=workdir,
+        user=user,
+        timeout=timeout or None,
+    )
+    return code
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ran in one of many nodes; `error` when it could not be run at all."""
+
+    node: str
+    code: int
+    stdout: str
+    stderr: str
+    error: str = ""
+
+
+@app.command(context_settings=PASS_ON)
+@verb()
+def run(
+    session: Session,
+    nodes: Annotated[
+        str,
+        typer.Argument(
+            metavar="NODES",
+            help="A lab, nodes with commas, or a pattern.",
+            autocompletion=names.complete_node,
+        ),
+    ],
+    command: Command,
+    tier: Annotated[str, typer.Option("--tier", metavar="TIER", help="Only nodes of this tier.")] = "",
+    labels: Annotated[
+        list[str], typer.Option("--label", "-l", metavar="KEY=VALUE", help="Only nodes with this label.")
+    ] = [],  # noqa: B006
+    env: Env = [],  # noqa: B006
+    workdir: Workdir = "",
+    user: User = "",
+    timeout: Timeout = 60.0,
+    parallel: Annotated[
+        int, typer.Option("--parallel", "-p", metavar="N", min=1, help="So many at a time.")
+    ] = 16,
+) -> int:
+    """Run a command in many nodes.
+
+    Each line of output begins with its node.  Exit code 1 when it failed in any of them.
+
+    \b
+    Examples:
+      labctl run spectrum -- uname -r
+      labctl run 'web-*' -- systemctl is-active nginx
+      labctl run --tier container spectrum -- cat /proc/1/comm
+      labctl run --json spectrum -- hostname | jq -r '.results[].stdout'
+    """
+    words = _command(command)
+    chosen = names.Names.read(session.home).select(nodes, tier=tier, labels=key_values(labels, "--label"))
+    variables = key_values(env, "--env")
+    many = len({address.lab for address in chosen}) > 1
+
+    def one(address: names.Address) -> Ran:
+        name = str(address) if many else address.node
+        try:
+            machine = machine_of(session, address)
+            done = machine.run(words, env=variables, cwd=workdir, user=user, timeout=timeout or None)
+        except LabError as error:
+            return Ran(name, 1, "", "", str(error))
+        return Ran(name, done.code, done.text, done.errors)
+
+    results = []
+    wide = max(screen.width(str(a) if many else a.node) for a in chosen)
+    with ThreadPoolExecutor(min(parallel, len(chosen))) as pool:
+        for result in pool.map(one, chosen):
+            results.append(result)
+            if not session.json:
+                _show_run(result, wide)
+    if session.json:
+        screen.document({"command": words, "results": results})
+    failed = [f"{result.node} ({result.error or result.code})" for result in results if result.code]
+    if failed:
+        report.warn(f"failed in {len(failed)} of {len(results)} nodes: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def _show_run(result: Ran, wide: int) -> None:
+    head = result.node + " " * (wide - screen.width(result.node))
+    for text, stream in ((result.stdout, sys.stdout), (result.stderr, sys.stderr)):
+        for line in text.splitlines():
+            print(f"{head} | {screen.clean(line)}", file=stream)
+        stream.flush()
+
+
+# The first shell that the image has; `exec` so that the shell's exit code is the session's.
+LOGIN = 'for s in "$SHELL" /bin/bash /bin/sh; do [ -x "$s" ] && exec "$s" -l; done; exec sh'
+
+
+@app.command(context_settings=PASS_ON)
+@verb(data=False)
+def ssh(
+    session: Session,
+    node: Node,
+    command: Annotated[
+        list[str], typer.Argument(metavar="[[--] COMMAND...]", help="A command instead.")
+    ] = [],  # noqa: B006
+    user: User = "",
+) -> int:
+    """Open a login shell in a node.
+
+    The same for VMs (over SSH, with the lab's own key and a pinned host key) and containers.
+
+    \b
+    Examples:
+      labctl ssh web
+      labctl ssh spectrum/emulation
+      labctl ssh web -- df -h /
+    """
+    _address, machine = _find(session, node)
+    words = command[1:] if command[:1] == ["--"] else command
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    argv = words or ["/bin/sh", "-c", LOGIN]
+    code: int = machine.exec(argv, stdin=0, stdout=1, stderr=2, tty=terminal, user=user)
+    return code
+
+
+@app.command()
+@verb(data=False)
+def console(session: Session, node: Node) -> None:
+    """Attach to a VM's serial console (leave with Ctrl-]).
+
+    \b
+    Examples:
+      labctl console emulation
+    """
+    from labctl.guest.machine import HasConsole
+
+    address, machine = _find(session, node)
+    if not isinstance(machine, HasConsole):
+        raise UsageError(f"{address} has no console", hint=f"labctl ssh {address}")
+    if sys.stdin.isatty():
+        session.say(f"console of {address}; leave with Ctrl-]")
+    machine.console(0, 1)
+
+
+def split_place(text: str, known: names.Names) -> tuple[names.Address | None, str]:
+    """NODE:PATH or LAB/NODE:PATH as a node and a path there; anything else is a path here.
+
+    A path with a colon of its own is written with a slash before it: ./a:b.
+    """
+    node, colon, path = text.partition(":")
+    if not colon or node.startswith((".", "/")) or not node or node.count("/") > 1:
+        return None, text
+    return known.node(node), path
+
+
+@app.command()
+@verb()
+def cp(
+    session: Session,
+    source: Annotated[str, typer.Argument(metavar="SRC", help="PATH here or NODE:PATH; - is a tar archive.")],
+    target: Annotated[
+        str, typer.Argument(metavar="DEST", help="PATH here or NODE:PATH; - is a tar archive.")
+    ],
+) -> None:
+    """Copy files into a node or out of it.
+
+    Folders with all they hold; modes, numeric owners, times and links are kept.  SRC/. means the
+    content of the folder.
+
+    \b
+    Examples:
+      labctl cp site/. web:/srv/www
+      labctl cp spectrum/emulation:/etc/os-release .
+      labctl cp web:/var/log - | tar t
+    """
+    known = names.Names.read(session.home)
+    (from_node, src), (to_node, dest) = split_place(source, known), split_place(target, known)
+    if from_node and to_node:
+        raise UsageError("one side must be here", hint="copy out first, then in")
+    if to_node:
+        copied = machine_of(session, to_node).copy_in(
+            src, dest or "/", stream=sys.stdin.buffer if src == "-" else None
+        )
+    elif from_node:
+        stream = sys.stdout.buffer if dest == "-" else None
+        copied = machine_of(session, from_node).copy_out(src or "/", dest, stream=stream)
+    else:
+        raise UsageError("neither side is in a node", hint="write NODE:PATH for the side that is")
+    for name in copied.skipped:
+        report.warn(f"left out (a socket or a device): {name}")
+    if session.json and not (from_node and dest == "-"):
+        screen.document(screen.plain(copied))
+
+
+@app.command()
+@verb(data=False)
+def logs(
+    session: Session,
+    node: Node,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    tail: Annotated[
+        int, typer.Option("--tail", "-n", metavar="LINES", min=-1, help="Only the last ones.")
+    ] = -1,
+    stream: Annotated[str, typer.Option("--stream", metavar="NAME", help="stdout or stderr alone.")] = "",
+) -> None:
+    """Show what a node's command printed.
+
+    Its stdout goes to stdout, its stderr to stderr.
+
+    \b
+    Examples:
+      labctl logs web
+      labctl logs -f -n 20 spectrum/container
+      labctl logs web --stream stderr
+    """
+    from labctl.guest.machine import HasLogs
+
+    if stream not in ("", "stdout", "stderr"):
+        raise UsageError(f"--stream {stream}: stdout or stderr is expected")
+    address, machine = _find(session, node)
+    if not isinstance(machine, HasLogs):
+        raise UsageError(f"{address} keeps no log", hint=f"labctl console {address}")
+    wanted: Any = stream or None
+    for chunk in machine.logs(wanted, follow=follow, tail=None if tail < 0 else tail):
+        out = sys.stdout.buffer if chunk.stream == "stdout" else sys.stderr.buffer
+        out.write(chunk.data)
+        out.flush()
