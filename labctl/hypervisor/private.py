@@ -318,7 +318,7 @@ def members(home: Home) -> set[int]:
         ours = None
     mark = b"LABCTL_LIBVIRTD=" + os.fsencode(base(home))
     found = set()
-    for entry in os.listdir("/proc"):
+    for entry in (path.name for path in Path("/proc").iterdir()):
         if entry.isdigit() and start_time(int(entry)) and _is_member(int(entry), ours, mark):
             found.add(int(entry))
     return found

@@ -1,0 +1,296 @@
+"""A virtual machine as a resource: a persistent libvirt domain, defined and started together.
+
+The domain carries the owner's mark and a digest of its description in libvirt's metadata under our own
+XML namespace; QEMU carries the mark in its environment, so that even one whose libvirtd is lost is found.
+libvirt makes the taps when the domain starts and removes them when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+from xml.etree import ElementTree
+
+from labctl.errors import Foreign, LabError
+from labctl.home import Home
+from labctl.hypervisor import access, private, processes
+from labctl.hypervisor.connection import Libvirt, Lost, Missing, Refused, library, reach
+from labctl.hypervisor.xml import NAMESPACE, digest_of, domain_xml, mark_of, uuid_of
+from labctl.looks import ABSENT, Look, Owner, Presence, parse_mark
+
+T = TypeVar("T")
+
+START_SECONDS = 120.0
+DESTROY_SECONDS = 60.0
+LOOK_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainDisk:
+    """A disk.  `backing` is the image below a qcow2 one (named so that libvirt need not probe it);
+    `serial` is what the guest finds it by (at most 20 bytes, virtio specification 5.2.6.1)."""
+
+    path: str
+    format: str = "raw"
+    serial: str = ""
+    readonly: bool = False
+    bus: str = "virtio"
+    backing: str = ""
+    backing_format: str = "raw"
+    cache: str = "unsafe"  # a lab's disk need not survive the host's power cut; twice as fast
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainNic:
+    """A network card on a bridge of the host.  The order of a domain's cards is their order in the guest."""
+
+    bridge: str
+    ifname: str
+    mac: str
+    model: str = "virtio"
+    mtu: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """One virtual machine."""
+
+    kind: ClassVar[str] = "domain"
+    gate: ClassVar[str] = "boot"
+    cost: ClassVar[float] = 20.0
+
+    owner: Owner
+    name: str
+    node: str = ""
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    uri: str
+    home_state: str = ""  # the home whose private libvirtd `uri` may be; "" for any other
+    home_cache: str = ""
+    domain: str  # libvirt's name, unique on the host
+    title: str = ""
+    type: str = "qemu"  # or kvm
+    arch: str = "x86_64"
+    machine: str = ""  # "" = labctl's choice for the architecture
+    cpu: str = ""  # MODEL[,+feature][,-feature] or host-passthrough; "" = labctl's choice
+    emulator: str = ""
+    firmware: str = ""
+    vcpus: int = 1
+    memory_bytes: int
+    kernel: str = ""
+    initrd: str = ""
+    cmdline: str = ""
+    disks: tuple[DomainDisk, ...] = ()
+    nics: tuple[DomainNic, ...] = ()
+    channels: tuple[str, ...] = ()
+    console_log: str = ""
+    rng: bool = True
+    balloon: bool = False
+    graphics: bool = False
+
+    @property
+    def mark(self) -> str:
+        """The owner's mark on it."""
+        return mark_of(self)
+
+    @property
+    def uuid(self) -> str:
+        """libvirt's id of it, which follows from the mark."""
+        return uuid_of(self)
+
+    @property
+    def home(self) -> Home | None:
+        """The home whose private libvirtd it may run in."""
+        return Home(Path(self.home_state), Path(self.home_cache)) if self.home_state else None
+
+    @property
+    def link(self) -> Libvirt:
+        """The connection to its libvirt; a private one that is down is started."""
+        return reach(self.uri, self.home)
+
+    @property
+    def daemonless(self) -> bool:
+        """Whether it lives in a private libvirtd that has no domain at all: no need to start that."""
+        home = self.home
+        return home is not None and self.uri == private.uri(home) and not private.domains(home)
+
+    def ask(self, function: Callable[[Any], T], *, seconds: float = LOOK_SECONDS) -> T:
+        """Run `function(connection)` bounded; tried once more when libvirtd went away meanwhile."""
+        what = f"virtual machine {self.name}"
+        try:
+            return self.link.call(what, function, seconds=seconds)
+        except Lost:
+            self.link.close()
+            return self.link.call(what, function, seconds=seconds)
+
+    def with_domain(self, function: Callable[[Any], T], *, seconds: float = LOOK_SECONDS) -> T:
+        """Run `function(virDomain)` on ours.  Missing when there is none, Foreign when it isn't ours."""
+
+        def on_connection(conn: Any) -> T:
+            found = conn.lookupByName(self.domain)
+            mark, _ = read_mark(found)
+            if mark != self.mark:
+                raise Foreign(f"the libvirt domain {self.domain} is not ours: it belongs to {holder(mark)}")
+            return function(found)
+
+        return self.ask(on_connection, seconds=seconds)
+
+    def make(self) -> None:
+        """Define and start it.  Ours and the same: started if it is off.  Ours and different: replaced.
+
+        Raises Foreign, HostCannot, TimedOut, LabError; bounded by START_SECONDS.
+        """
+        look = self.look()
+        if look.presence is Presence.FOREIGN:
+            raise Foreign(f"virtual machine {self.name}: {look.detail}", hint="rename the lab or the node")
+        if look.presence is Presence.BROKEN:
+            self.unmake()
+        if look.there:
+            return
+        run_as = access.run_as(self.link)
+        access.prepare(self, run_as)
+        text = domain_xml(self, run_as)
+
+        def define_and_start(conn: Any) -> None:
+            found = conn.defineXML(text)
+            if not found.isActive():
+                found.create()
+
+        self.ask(define_and_start, seconds=START_SECONDS)
+
+    def look(self) -> Look:
+        """Running, stopped, broken (crashed or differently described), foreign or absent."""
+        if self.daemonless:
+            return ABSENT
+        try:
+            return self.ask(lambda conn: self._judge(conn.lookupByName(self.domain)))
+        except Missing:
+            return ABSENT
+
+    def _judge(self, found: Any) -> Look:
+        mark, digest = read_mark(found)
+        if mark != self.mark:
+            return Look(Presence.FOREIGN, f"the libvirt domain {self.domain} belongs to {holder(mark)}")
+        if digest != digest_of(self):
+            return Look(Presence.BROKEN, "defined differently")
+        state, reason = (int(value) for value in found.state()[:2])
+        return _look_of(state, reason)
+
+    def unmake(self) -> None:
+        """Destroy and undefine it; returns when QEMU has ended.  Absent or not ours: nothing to do.
+
+        Raises TimedOut, LabError; bounded by DESTROY_SECONDS and processes.END_SECONDS.
+        """
+        if not self.daemonless:
+            with contextlib.suppress(Missing, Foreign):
+                self.with_domain(remove, seconds=DESTROY_SECONDS)
+        processes.end(self.uuid)
+
+    @classmethod
+    def look_many(cls, items: Sequence[Self]) -> dict[str, Look]:
+        """The looks of many, by name: one list a connection instead of a question a domain."""
+        looks: dict[str, Look] = {}
+        groups: dict[str, list[Self]] = {}
+        for item in items:
+            groups.setdefault(item.uri, []).append(item)
+        for group in groups.values():
+            first = group[0]
+            if first.daemonless:
+                looks |= {item.name: ABSENT for item in group}
+                continue
+            there = first.ask(lambda conn: {found.name(): found for found in conn.listAllDomains()})
+            for item in group:
+                found = there.get(item.domain)
+                looks[item.name] = ABSENT if found is None else item._look_at(found)
+        return looks
+
+    def _look_at(self, found: Any) -> Look:
+        try:
+            return self.ask(lambda _: self._judge(found))
+        except Missing:
+            return ABSENT
+
+    @classmethod
+    def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """Unmake many at once: most of the time is waiting for QEMUs to end."""
+        failures: dict[str, LabError] = {}
+
+        def one(item: Self) -> None:
+            try:
+                item.unmake()
+            except LabError as error:
+                failures[item.name] = error
+
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(one, items))
+        return failures
+
+
+def _look_of(state: int, reason: int) -> Look:
+    libvirt = library()
+    data = {"state": state, "reason": reason}
+    if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED):
+        return Look(Presence.PRESENT, "running", data)
+    if state in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED):
+        failed = reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR
+        detail = "paused: its disk failed, or the host's disk is full" if failed else "paused"
+        return Look(Presence.PRESENT, detail, data)
+    crashes = (libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, libvirt.VIR_DOMAIN_SHUTOFF_FAILED)
+    if state == libvirt.VIR_DOMAIN_CRASHED or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in crashes):
+        return Look(Presence.BROKEN, "QEMU ended unexpectedly", data)
+    return Look(Presence.STOPPED, "shut off", data)
+
+
+def read_mark(found: Any) -> tuple[str, str]:
+    """The mark and digest that a virDomain carries; ("", "") when it has none of ours.
+
+    Raises libvirtError when the domain is gone.
+    """
+    libvirt = library()
+    try:
+        text = found.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            return "", ""
+        raise
+    try:
+        element = ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        return "", ""
+    return element.get("mark", ""), element.get("digest", "")
+
+
+def holder(mark: str) -> str:
+    """Who a mark says something belongs to, for a person."""
+    parsed = parse_mark(mark)
+    if parsed is None:
+        return "someone else (labctl did not make it)"
+    owner, _, name = parsed
+    return f"node {name} of lab {owner.lab} (labctl instance {owner.instance})"
+
+
+def remove(found: Any) -> None:
+    """Destroy and undefine a virDomain with everything that libvirt keeps of it."""
+    libvirt = library()
+    if found.isActive():
+        try:
+            found.destroy()
+        except libvirt.libvirtError as error:
+            # It ended by itself meanwhile.
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                raise
+    if found.isPersistent():
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        )
+        found.undefineFlags(flags)
+
+
+__all__ = ["Domain", "DomainDisk", "DomainNic", "Refused", "holder", "read_mark", "remove"]
