@@ -15,8 +15,8 @@ TIERS = {
     "runs its own kernel, even of another architecture, and is the slowest.",
     "para": "The guest's kernel is changed to ask the hypervisor instead of touching hardware. "
     "Near the real hardware without help of the CPU, but not with any kernel.",
-    "hardware": "The CPU itself runs the guest and traps what must be checked. An unchanged kernel of its own, "
-    "near the speed of the host; the CPU must have VMX or SVM.",
+    "hardware": "The CPU itself runs the guest and traps what must be checked. An unchanged kernel "
+    "of its own, near the speed of the host; the CPU must have VMX or SVM.",
     "container": "Processes of the host's own kernel, fenced in by namespaces and cgroups. "
     "Starts at once and costs next to nothing; the kernel is shared, so the fence is all there is.",
 }

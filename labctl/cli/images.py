@@ -12,7 +12,7 @@ from labctl.cli.session import Session, verb
 app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Build, list, move and check images.\n\nAn image is OCI's: it starts as a container and boots as a VM.",
+    help="Build, list, move and check images.\n\nThe same image starts as a container and boots as a VM.",
 )
 
 

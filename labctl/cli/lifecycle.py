@@ -225,7 +225,8 @@ def status(session: Session, lab: LabArgument = "") -> None:
       labctl status
       labctl status spectrum --json | jq -r '.nodes[] | .name + " " + .state'
     """
-    found = lab_room().status(names.Names.read(session.home).lab(lab), options(session))
+    name = names.Names.read(session.home).lab(lab)
+    found = lab_room().status(name, options(session))
     if session.json:
         screen.document(screen.plain(found))
         return

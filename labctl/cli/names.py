@@ -119,7 +119,7 @@ class Names:
 
 
 def _nearest(word: str, known: list[str], otherwise: str) -> str:
-    near = get_close_matches(word, known, 1)
+    near = get_close_matches(word, known, 1, 0.5)
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 

@@ -37,8 +37,9 @@ def compare(
     """
     from labctl.cli import comparison
 
+    name = names.Names.read(session.home).lab(lab)
     with session.drawing() as emit:
-        found = lab_room().compare(names.Names.read(session.home).lab(lab), options(session), emit)
+        found = lab_room().compare(name, options(session), emit)
     if html:
         try:
             html.write_text(comparison.page(found))
