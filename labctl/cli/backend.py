@@ -10,7 +10,7 @@ from labctl.cli.session import Session
 
 def lab_room() -> Any:
     """The module that does it all."""
-    return import_module("labctl.lab")
+    return import_module("labctl.lab.api")
 
 
 def options(session: Session, **more: object) -> Any:

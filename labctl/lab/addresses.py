@@ -16,6 +16,7 @@ from labctl.looks import Owner
 from labctl.network.model import Interface
 from labctl.profile.models import Attachment, Network, Node, Profile
 from labctl.profile.types import Tier
+from labctl.tiers.context import Place
 
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -45,21 +46,6 @@ class Segment:
     def host_addresses(self) -> tuple[str, ...]:
         """The host's addresses on the bridge, each with its prefix."""
         return tuple(self.with_prefix(address) for address in (self.host4, self.host6) if address)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a node is on the networks: its interfaces in order, and its default gateways."""
-
-    interfaces: tuple[Interface, ...]
-    networks: tuple[str, ...]  # the segment of each interface
-    gateway4: str = ""
-    gateway6: str = ""
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """All addresses, without prefixes."""
-        return tuple(a.partition("/")[0] for interface in self.interfaces for a in interface.addresses)
 
 
 @dataclass(frozen=True)
@@ -165,9 +151,14 @@ def _place(
             )
         )
     networks = tuple(attachment.network for attachment in node.networks)
-    four = _gateway(node.gateway, [segs[name] for name in networks], interfaces, 4)
-    six = _gateway(node.gateway6, [segs[name] for name in networks], interfaces, 6)
-    return Place(tuple(interfaces), networks, four, six if node.ipv6 else "")
+    mine = [segs[name] for name in networks]
+    four = _gateway(node.gateway, mine, interfaces, 4)
+    six = _gateway(node.gateway6, mine, interfaces, 6) if node.ipv6 else ""
+    dns = dict.fromkeys(
+        seg.host4 or seg.host6 for seg in mine if seg.network.dns and (seg.host4 or seg.host6)
+    )
+    domains = [seg.network.domain for seg in mine if seg.network.domain]
+    return Place(tuple(interfaces), networks, four, six, tuple(dns), domains[0] if domains else "")
 
 
 def _interface_name(attachment: Attachment, index: int) -> str:

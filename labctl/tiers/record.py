@@ -13,7 +13,7 @@ class SshPlace:
 
     address: str
     key_file: str
-    host_key: str  # OpenSSH public key text, pinned
+    host_key_file: str  # the server's OpenSSH public key, made by labctl and pinned
     user: str = "root"
     port: int = 22
 

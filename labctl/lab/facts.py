@@ -1,0 +1,266 @@
+"""What must be known of the host before a lab can be planned: tiers, images, kernels, subnets, ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+
+from labctl.errors import HostCannot, LabError
+from labctl.events import Emit, Note
+from labctl.home import Home
+from labctl.image.model import ImageConfig, host_arch
+from labctl.lab.model import Options
+from labctl.profile.models import Node, Profile
+from labctl.profile.types import Tier
+from labctl.tiers.context import Choice, ImageFacts, KernelFacts
+from labctl.tiers.select import Ability, Probe, choose
+
+LINUX_ARCH = {"amd64": "x86_64", "arm64": "aarch64"}  # OCI's word → the kernel's
+
+
+def this_arch() -> str:
+    """The host's architecture as the kernel, QEMU and libvirt write it."""
+    arch = host_arch()
+    return LINUX_ARCH.get(arch, arch)
+
+
+def probe(home: Home) -> Probe:
+    """Ask the rooms below, by trying: each answer is kept per boot of the host."""
+
+    def ask(tier: str, arch: str) -> Ability:
+        from labctl.hypervisor import probe as hypervisor
+        from labctl.lab import containers
+
+        if tier == "container":
+            return containers.ability()
+        if tier == "emulation":
+            answer = hypervisor.probe_emulation(home, arch)
+        elif tier == "hardware":
+            answer = hypervisor.probe_hardware(home)
+        else:
+            answer = hypervisor.probe_para(home)
+        return Ability(answer.ok, answer.reason, answer.remedy)
+
+    known: dict[tuple[str, str], Ability] = {}
+
+    def once(tier: str, arch: str) -> Ability:
+        if (tier, arch) not in known:
+            known[tier, arch] = ask(tier, arch)
+        return known[tier, arch]
+
+    return once
+
+
+def choices(profile: Profile, options: Options) -> dict[str, Choice]:
+    """The tier of every node.  Raises HostCannot when one can't run here and the options don't help."""
+    found = choose(
+        profile,
+        this_arch(),
+        probe(options.home),
+        skip_unavailable=options.skip_unavailable,
+        fallback=options.fallback,
+    )
+    return found
+
+
+def check_room(profile: Profile, chosen: Mapping[str, Choice]) -> None:
+    """Refuse what this host has no room for.  Raises HostCannot."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for node in profile.nodes.values():
+        if not chosen[node.name].skipped and node.memory and node.memory > total:
+            raise HostCannot(
+                f"node {node.name} wants {node.memory >> 20} MiB of memory; this host has {total >> 20} MiB",
+                hint=f"lower nodes.{node.name}.memory",
+            )
+
+
+def arch_of(node: Node, profile: Profile) -> str:
+    """The architecture a node runs: its own, that of the machine it is inside of, or the host's."""
+    if node.inside and not node.arch:
+        return profile.nodes[node.inside].arch or this_arch()
+    return node.arch or this_arch()
+
+
+def is_vm(node: Node, chosen: Mapping[str, Choice]) -> bool:
+    """Whether a node is a machine of its own under libvirt."""
+    return not node.inside and chosen[node.name].tier != Tier.CONTAINER and not chosen[node.name].skipped
+
+
+def images(
+    profile: Profile, chosen: Mapping[str, Choice], options: Options, emit: Emit, *, build: bool
+) -> tuple[dict[tuple[str, str], ImageFacts], list[str]]:
+    """The images of all nodes, by (reference, architecture), and what of them is still to be built.
+
+    With `build` they are made (and the disks of those that VMs boot from); without, an image that
+    isn't in the store stands there empty and is named in the second answer.
+    """
+    from labctl.image import disk as disks
+    from labctl.image.store import Store
+
+    store = Store(options.home.cache / "images")
+    found: dict[tuple[str, str], ImageFacts] = {}
+    missing: list[str] = []
+    for node in profile.nodes.values():
+        key = (node.image, arch_of(node, profile))
+        vm = is_vm(node, chosen)
+        if key in found and (found[key].disk or not vm):
+            continue
+        if chosen[node.name].skipped:
+            found.setdefault(key, ImageFacts(*key, digest="", layers=(), config=ImageConfig()))
+            continue
+        image = store.ensure(node.image, emit, arch=key[1]) if build else store.find(node.image, key[1])
+        if image is None:
+            store.resolve_recipe(node.image)
+            found[key] = ImageFacts(*key, digest="", layers=(), config=ImageConfig())
+            missing.append(f"image {node.image} for {key[1]} is still to be built")
+            continue
+        layers = tuple(str(path) for path in store.rootfs(image)) if build else ()
+        path = str(disks.disk(store, image, arch=key[1])) if build and vm else ""
+        found[key] = ImageFacts(*key, digest=image.digest, layers=layers, config=image.config, disk=path)
+    return found, missing
+
+
+def kernels(
+    profile: Profile, chosen: Mapping[str, Choice], options: Options, emit: Emit
+) -> dict[tuple[str, str], KernelFacts]:
+    """The kernels of all VMs with their initramfs, by (name or "", architecture)."""
+    from labctl.image import bootconfig, initramfs
+    from labctl.image.kernels import DEFAULT_KERNELS, kernel
+
+    found: dict[tuple[str, str], KernelFacts] = {}
+    for node in profile.nodes.values():
+        key = (node.kernel, arch_of(node, profile))
+        if key in found or not is_vm(node, chosen):
+            continue
+        name = node.kernel or DEFAULT_KERNELS.get(key[1], "")
+        if not name:
+            raise HostCannot(f"no kernel is known for {key[1]}", hint="name one in nodes.NAME.kernel")
+        cache = options.home.cache
+        files = kernel(cache, name, emit)
+        initrd = initramfs.initramfs(cache, files, emit)
+        found[key] = KernelFacts(str(files.boot), str(initrd), bootconfig.command_line(files), files.version)
+    return found
+
+
+def subnets(
+    wanted: Mapping[str, tuple[bool, bool]],
+    kept: Mapping[str, tuple[str, str]],
+    fixed: Iterable[tuple[str, str]],
+    claimed: Iterable[str],
+    options: Options,
+) -> dict[str, tuple[str, str]]:
+    """Subnets for the networks that ask for labctl's choice: the ones they have, else free ones.
+
+    `kept` are the ones from last time, `fixed` those (network, subnet) that the profile states,
+    `claimed` those of other labs.
+    """
+    from labctl.network.subnets import choose_subnets
+
+    taken = [*claimed, *(subnet for _, subnet in fixed), *libvirt_subnets(options)]
+    found: dict[str, tuple[str, str]] = {}
+    for name, (four, six) in wanted.items():
+        have4, have6 = kept.get(name, ("", ""))
+        need4, need6 = four and not have4, six and not have6
+        if need4:
+            have4 = choose_subnets(1, taken=taken)[0]
+            taken.append(have4)
+        if need6:
+            have6 = choose_subnets(1, taken=taken, version=6)[0]
+            taken.append(have6)
+        found[name] = (have4 if four else "", have6 if six else "")
+    return found
+
+
+def check_fixed(fixed: Iterable[tuple[str, str]], own_bridges: Sequence[str]) -> None:
+    """Refuse a subnet of the profile that something else on this host has.  Raises Foreign naming it."""
+    from labctl.errors import Foreign
+    from labctl.network.subnets import holders_of
+
+    for network, subnet in fixed:
+        holders = [h for h in holders_of(subnet) if h.ifname not in own_bridges]
+        if holders:
+            raise Foreign(
+                f"network {network}: {subnet} is taken by {holders[0]}",
+                hint=f"choose another, or leave out networks.{network}.subnet and labctl finds a free one",
+            )
+
+
+def libvirt_subnets(options: Options) -> list[str]:
+    """Subnets of the system's libvirt networks, also of those that are not active."""
+    from pathlib import Path
+    from xml.etree import ElementTree
+
+    found: list[str] = []
+    for file in Path("/etc/libvirt/qemu/networks").glob("*.xml"):
+        try:
+            root = ElementTree.fromstring(file.read_text())
+        except (OSError, ElementTree.ParseError):
+            continue
+        for ip in root.findall("ip"):
+            address, mask = ip.get("address"), ip.get("netmask") or ip.get("prefix")
+            if address and mask:
+                found.append(f"{address}/{mask}")
+    return found
+
+
+def free_ports(
+    profile: Profile,
+    chosen: Mapping[str, Choice],
+    kept: Mapping[tuple[str, int], int],
+    claimed: Sequence[str],
+) -> dict[tuple[str, int], int]:
+    """A host port for every published one, by (node, place); those without a wish get a free one.
+
+    Raises Foreign naming the holder of a port that is asked for and in use.
+    """
+    from labctl.errors import Foreign
+    from labctl.network.listeners import port_holder
+
+    found: dict[tuple[str, int], int] = {}
+    for node in profile.nodes.values():
+        for place, port in enumerate(node.ports):
+            key = (node.name, place)
+            if chosen[node.name].skipped:
+                continue
+            if not port.host_port:
+                found[key] = kept.get(key) or _free_port(str(port.proto), set(found.values()))
+                continue
+            found[key] = port.host_port
+            if kept.get(key) == port.host_port:
+                continue
+            holder = port_holder(str(port.proto), port.host_ip, port.host_port)
+            if holder:
+                raise Foreign(
+                    f"node {node.name}: port {port.host_port} of this host is in use by {holder}",
+                    hint=f"end it, or choose another port in nodes.{node.name}.ports",
+                )
+    return found
+
+
+def _free_port(proto: str, used: set[int]) -> int:
+    kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
+    for _ in range(100):
+        with socket.socket(socket.AF_INET, kind) as sock:
+            sock.bind(("", 0))
+            port = int(sock.getsockname()[1])
+        if port not in used:
+            return port
+    raise LabError("no free port was found on this host")
+
+
+def tell_skipped(lab: str, chosen: Mapping[str, Choice], profile: Profile, emit: Emit) -> None:
+    """Say which nodes are left out or run on another tier, and why."""
+    for name, choice in chosen.items():
+        asked = profile.nodes[name].tier
+        if choice.skipped:
+            remedy = f" ({choice.remedy})" if choice.remedy else ""
+            emit(Note(lab, f"{name} is skipped: {choice.skipped}{remedy}", "warning"))
+        elif choice.tier != asked:
+            emit(
+                Note(
+                    lab,
+                    f"{name} runs as {asked} → {choice.tier}: figures are those of {choice.tier}",
+                    "warning",
+                )
+            )

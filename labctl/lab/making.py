@@ -1,0 +1,219 @@
+"""plan and up: from a profile to a lab that stands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from labctl.errors import Foreign, LabError, UsageError
+from labctl.events import Emit, Event, NodePhase, Note, StepDone, StepFailed, StepStarted, silent
+from labctl.home import Home
+from labctl.lab import addresses, facts, planner
+from labctl.lab.looking import lab_status, opened, status_of
+from labctl.lab.model import Options, PlanResult, UpResult
+from labctl.lab.names import bridge_name, lab_id
+from labctl.looks import Owner
+from labctl.profile.models import Profile
+from labctl.resource import executor
+from labctl.resource.ledger import Claim, LabRow, Ledger
+from labctl.resource.lock import locked
+from labctl.tiers.context import Choice
+from labctl.tiers.record import NodeRecord
+
+SUBNET_TRIES = 5
+
+
+@dataclass(frozen=True)
+class _Lab:
+    """One lab while it is planned: who it is, and what the ledger knows of it from before."""
+
+    owner: Owner
+    row: LabRow | None
+    records: Mapping[str, NodeRecord]
+    claims: tuple[Claim, ...]
+
+    @property
+    def addresses(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """node → interface → addresses of the last time."""
+        return {n: {i.name: i.addresses for i in r.interfaces} for n, r in self.records.items()}
+
+    @property
+    def ports(self) -> dict[tuple[str, int], int]:
+        """The host ports of the last time."""
+        return {(n, i): p.host_port for n, r in self.records.items() for i, p in enumerate(r.ports)}
+
+    @property
+    def subnets(self) -> dict[str, tuple[str, str]]:
+        """network → (IPv4, IPv6) of the last time."""
+        found: dict[str, tuple[str, str]] = {}
+        for claim in self.claims:
+            if claim.kind == "subnet" and claim.lab == self.owner.lab:
+                four, six = found.get(claim.note, ("", ""))
+                found[claim.note] = (four, claim.value) if ":" in claim.value else (claim.value, six)
+        return found
+
+
+def _known(ledger: Ledger, profile: Profile, options: Options) -> _Lab:
+    owner = Owner(options.home.instance(), "")
+    owner = replace(owner, lab=lab_id(owner.instance, profile.name))
+    row = ledger.lab(owner.lab)
+    records = {n: NodeRecord.from_json(text) for n, text in ledger.nodes(owner.lab).items()} if row else {}
+    return _Lab(owner, row, records, tuple(ledger.claims()))
+
+
+def refuse_privileged(profile: Profile, options: Options) -> None:
+    """Refuse privileged nodes unless the command line allows them.  Raises UsageError."""
+    names = [node.name for node in profile.nodes.values() if node.privileged]
+    if names and not options.allow_privileged:
+        raise UsageError(
+            f"{', '.join(names)}: privileged nodes have all rights of this host",
+            hint="say --allow-privileged if you trust this profile and its images",
+        )
+
+
+def _plan(
+    ledger: Ledger, profile: Profile, options: Options, emit: Emit, *, build: bool
+) -> tuple[planner.Planned, _Lab, list[str]]:
+    """Everything up to the graph.  With `build` images are made and subnets are reserved."""
+    refuse_privileged(profile, options)
+    chosen = facts.choices(profile, options)
+    facts.check_room(profile, chosen)
+    lab = _known(ledger, profile, options)
+    own = [bridge_name(lab.owner, name) for name in profile.networks]
+    fixed = [
+        (n, s) for n, net in profile.networks.items() for s in (net.subnet, net.subnet6) if s and net.host
+    ]
+    if not lab.row:
+        facts.check_fixed(fixed, own)
+    ports = facts.free_ports(profile, chosen, lab.ports, [c.value for c in lab.claims if c.kind == "port"])
+    if build:
+        facts.tell_skipped(profile.name, chosen, profile, emit)
+    images, missing = facts.images(profile, chosen, options, emit, build=build)
+    kernels = facts.kernels(profile, chosen, options, emit) if build else {}
+    uri, home = _libvirt(profile, chosen, lab, options)
+    host = planner.HostFacts(
+        home=options.home,
+        owner=lab.owner,
+        choices=chosen,
+        images=images,
+        kernels=kernels,
+        arch=facts.this_arch(),
+        uri=uri,
+        libvirt_home=home,
+        ports=ports,
+    )
+    others = [c.value for c in lab.claims if c.kind == "subnet" and c.lab != lab.owner.lab]
+    wanted = addresses.wanted_subnets(profile)
+    subnets = facts.subnets(wanted, lab.subnets, fixed, others, options)
+    where = addresses.plan(profile, lab.owner, subnets, lab.addresses)
+    return planner.build(profile, profile.name, host, where), lab, missing
+
+
+def _libvirt(
+    profile: Profile, chosen: Mapping[str, Choice], lab: _Lab, options: Options
+) -> tuple[str, Home | None]:
+    """The libvirt URI for the lab's VMs: the one asked for, the one it has, or labctl's choice."""
+    if not any(facts.is_vm(node, chosen) for node in profile.nodes.values()):
+        return "", None
+    from labctl.hypervisor import connection, private
+
+    before = next((r.uri for r in lab.records.values() if r.uri), "")
+    uri = connection.choose_uri(options.libvirt or before, options.home)
+    return uri, options.home if uri == private.uri(options.home) else None
+
+
+def plan(profile: Profile, options: Options, emit: Emit = silent) -> PlanResult:
+    """What `up` would do, touching nothing: no image is built, no daemon started."""
+    with opened(options) as ledger:
+        planned, lab, missing = _plan(ledger, profile, options, emit, build=False)
+        todo = executor.difference(ledger, lab.owner.lab, planned.graph)
+        nodes = status_of(
+            ledger, profile.name, lab.owner.lab, dict(planned.records), planned_only=not lab.row
+        )
+        return PlanResult(
+            profile.name, lab.owner.lab, lab.row is not None, tuple(todo), nodes, tuple(missing)
+        )
+
+
+def up(profile: Profile, options: Options, emit: Emit = silent) -> UpResult:
+    """Make the lab, continue it, or bring it to what the profile says now.
+
+    Raises ProfileError, UsageError, HostCannot and Foreign before anything is made; Busy when another
+    labctl is at work on the lab; Failures with every step that failed, what stands being kept.
+    """
+    began = time.monotonic()
+    with opened(options) as ledger:
+        mine = lab_id(options.home.instance(), profile.name)
+        with locked(options.home.state / "locks" / mine, f"up {profile.name}", wait=options.wait):
+            planned, lab, row = _reserve(ledger, profile, options, emit)
+            try:
+                done = executor.apply(
+                    ledger,
+                    row,
+                    planned.graph,
+                    _phases(emit, planned),
+                    nodes=planned.nodes,
+                    claims=planned.claims,
+                )
+            except LabError:
+                if options.rollback and lab.row is None:
+                    emit(Note(row.id, "taking down what was made, since the lab was new", "warning"))
+                    from labctl.lab.removing import remove
+
+                    remove(ledger, row, options, emit)
+                raise
+            status = lab_status(ledger, row)
+    return UpResult(status, done.changes, time.monotonic() - began)
+
+
+def _reserve(
+    ledger: Ledger, profile: Profile, options: Options, emit: Emit
+) -> tuple[planner.Planned, _Lab, LabRow]:
+    """Plan, and write the lab with its claims into the ledger; a subnet lost to another labctl in
+    between is chosen anew."""
+    for left in reversed(range(SUBNET_TRIES)):
+        planned, lab, _ = _plan(ledger, profile, options, emit, build=True)
+        row = LabRow(
+            id=lab.owner.lab,
+            name=profile.name,
+            created=lab.row.created if lab.row else time.time(),
+            boot=ledger.boot,
+            source=profile.source,
+            digest=hashlib.sha256(profile.to_json().encode()).hexdigest(),
+            profile=profile.to_json(),
+            options=json.dumps({"libvirt": options.libvirt, "fallback": options.fallback}),
+        )
+        try:
+            ledger.intend(row, [], claims=planned.claims)
+            return planned, lab, row
+        except Foreign:
+            if not left or not addresses.wanted_subnets(profile):
+                raise
+    raise LabError("no free subnet was found")  # unreachable: the last try raises
+
+
+def _phases(emit: Emit, planned: planner.Planned) -> Emit:
+    """Turn the steps of the executor into phases of nodes as well."""
+    main = {record.main_key: name for name, record in planned.records.items()}
+
+    def tell(event: Event) -> None:
+        emit(event)
+        if isinstance(event, (StepStarted, StepDone, StepFailed)) and event.verb == "make" and event.node:
+            phase = _phase(event, f"{event.kind}:{event.name}" in main)
+            if phase:
+                emit(NodePhase(event.lab, event.node, phase))
+
+    return tell
+
+
+def _phase(event: Event, is_main: bool) -> str:
+    if isinstance(event, StepFailed):
+        return "failed"
+    if isinstance(event, StepStarted) and is_main:
+        return "starting"
+    if isinstance(event, StepDone):
+        return {"reach": "running", "ready": "ready"}.get(event.kind, "")
+    return ""

@@ -1,0 +1,208 @@
+"""From a profile and the facts of the host to a graph of resources: pure, the host isn't touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from labctl.home import Home
+from labctl.lab import names
+from labctl.lab.addresses import Plan, Segment
+from labctl.looks import Owner
+from labctl.network.bridge import Bridge
+from labctl.network.dns import Dns
+from labctl.network.firewall import LabFirewall
+from labctl.network.model import BridgeRule, Listen, PublishedPort
+from labctl.profile.models import Node, Profile
+from labctl.resource.graph import Graph
+from labctl.resource.ledger import Claim
+from labctl.resource.protocol import Resource
+from labctl.tiers import plan_node
+from labctl.tiers.common import skipped_record
+from labctl.tiers.context import Choice, ImageFacts, KernelFacts, LabFacts, NodeFacts
+from labctl.tiers.folders import LabFolder, VolumeFolder
+from labctl.tiers.record import NodeRecord
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the host has to offer, gathered before planning."""
+
+    home: Home
+    owner: Owner
+    choices: Mapping[str, Choice]
+    images: Mapping[tuple[str, str], ImageFacts]  # by (reference, architecture)
+    kernels: Mapping[tuple[str, str], KernelFacts]  # by (kernel name or "", architecture)
+    arch: str
+    uri: str = ""
+    libvirt_home: Home | None = None
+    ports: Mapping[tuple[str, int], int] = field(default_factory=dict)  # free host ports, chosen
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A whole lab, ready for the executor."""
+
+    graph: Graph
+    records: Mapping[str, NodeRecord]
+    claims: tuple[Claim, ...]
+    addresses: Plan
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """The records as the ledger stores them."""
+        return {name: record.to_json() for name, record in self.records.items()}
+
+
+def build(profile: Profile, name: str, host: HostFacts, addresses: Plan) -> Planned:
+    """The graph, the records and the claims of a lab."""
+    lab = LabFacts(host.home, host.owner, name, profile, host.uri, host.libvirt_home, "")
+    hosting = {node.inside for node in profile.nodes.values() if node.inside}
+    resources = _shared(lab, addresses, host)
+    records: dict[str, NodeRecord] = {}
+    for node in _hosts_first(profile):
+        facts = _facts(lab, node, host, addresses, node.name in hosting, records.get(node.inside))
+        if facts.choice.skipped:
+            records[node.name] = skipped_record(facts)
+            continue
+        planned = plan_node(facts)
+        records[node.name] = planned.record
+        resources += planned.resources
+    records = {key: records[key] for key in profile.nodes}
+    return Planned(Graph(resources), records, tuple(_claims(lab, addresses, records)), addresses)
+
+
+def _hosts_first(profile: Profile) -> list[Node]:
+    return sorted(profile.nodes.values(), key=lambda node: bool(node.inside))
+
+
+def _facts(
+    lab: LabFacts,
+    node: Node,
+    host: HostFacts,
+    addresses: Plan,
+    is_host: bool,
+    host_record: NodeRecord | None,
+) -> NodeFacts:
+    arch = node.arch or (host_record.arch if host_record else host.arch)
+    return NodeFacts(
+        lab=lab,
+        node=node,
+        choice=host.choices[node.name],
+        image=host.images[node.image, arch],
+        place=addresses.places[node.name],
+        kernel=host.kernels.get((node.kernel, arch)),
+        ports=tuple(host.ports.get((node.name, i), port.host_port) for i, port in enumerate(node.ports)),
+        hosts=hosts_text(node, addresses),
+        is_container_host=is_host,
+        host_record=host_record,
+    )
+
+
+def hosts_text(node: Node, addresses: Plan) -> str:
+    """A node's /etc/hosts: itself and loopback; all else is DNS's affair."""
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    own = dict.fromkeys((node.hostname or node.name, node.name))
+    lines += [f"{address}\t{' '.join(own)}" for address in addresses.places[node.name].addresses[:1]]
+    return "\n".join(lines) + "\n"
+
+
+def _shared(lab: LabFacts, addresses: Plan, host: HostFacts) -> list[Resource]:
+    """What belongs to no node: the folder, volumes, bridges, the firewall, the name server."""
+    owner = lab.owner
+    found: list[Resource] = [LabFolder(owner=owner, name="lab", path=str(lab.folder))]
+    for name in lab.profile.volumes:
+        path = str(lab.folder / "volumes" / name)
+        found.append(VolumeFolder(owner=owner, name=name, path=path, needs=("folder:lab",)))
+    segments = list(addresses.segments.values())
+    for seg in segments:
+        found.append(
+            Bridge(
+                owner=owner,
+                name=seg.name,
+                ifname=seg.bridge,
+                addresses=seg.host_addresses,
+                mtu=seg.network.mtu,
+            )
+        )
+    if segments:
+        bridges = tuple(f"bridge:{seg.name}" for seg in segments)
+        found.append(_firewall(lab, segments, bridges, addresses, host))
+        listen = tuple(
+            Listen(s.bridge, s.host4 or s.host6) for s in segments if s.network.dns and s.host_addresses
+        )
+        if listen:
+            found.append(_dns(lab, segments, listen, bridges, addresses))
+    return found
+
+
+def _firewall(
+    lab: LabFacts, segments: Sequence[Segment], bridges: tuple[str, ...], addresses: Plan, host: HostFacts
+) -> LabFirewall:
+    rules = tuple(BridgeRule(s.bridge, s.subnet4, s.subnet6, s.network.internet) for s in segments)
+    ports: list[PublishedPort] = []
+    for node in lab.profile.nodes.values():
+        if host.choices[node.name].skipped:
+            continue
+        place = addresses.places[node.name]
+        for index, port in enumerate(node.ports):
+            want6 = ":" in port.host_ip
+            target = next(
+                (
+                    (a.partition("/")[0], interface.bridge)
+                    for interface in place.interfaces
+                    for a in interface.addresses
+                    if (":" in a) == want6
+                ),
+                None,
+            )
+            if target:
+                host_port = host.ports.get((node.name, index), port.host_port)
+                ports.append(
+                    PublishedPort(
+                        str(port.proto), port.host_ip, host_port, target[0], port.node_port, target[1]
+                    )
+                )
+    return LabFirewall(
+        owner=lab.owner,
+        name="lab",
+        needs=bridges,
+        table=names.table_name(lab.owner),
+        state_dir=str(lab.home.state / "network"),
+        bridges=rules,
+        ports=tuple(ports),
+    )
+
+
+def _dns(
+    lab: LabFacts,
+    segments: Sequence[Segment],
+    listen: tuple[Listen, ...],
+    bridges: tuple[str, ...],
+    addresses: Plan,
+) -> Dns:
+    domain = next((s.network.domain for s in segments if s.network.domain), "")
+    return Dns(
+        owner=lab.owner,
+        name="lab",
+        needs=(*bridges, "folder:lab"),
+        directory=str(lab.folder / "dns"),
+        listen=listen,
+        hosts=dict(addresses.names),
+        domain=domain,
+        forward=any(s.network.internet for s in segments),
+    )
+
+
+def _claims(lab: LabFacts, addresses: Plan, records: Mapping[str, NodeRecord]) -> list[Claim]:
+    claims = [
+        Claim("subnet", subnet, lab.owner.lab, seg.name)
+        for seg in addresses.segments.values()
+        for subnet in (seg.subnet4, seg.subnet6)
+        if subnet and seg.network.host
+    ]
+    for record in records.values():
+        for port in record.ports:
+            value = f"{port.proto}/{port.host_ip or '*'}/{port.host_port}"
+            claims.append(Claim("port", value, lab.owner.lab, record.name))
+    return claims

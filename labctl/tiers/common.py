@@ -1,0 +1,110 @@
+"""What all tiers plan alike: the record of a node, and the steps of its life after its start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from labctl.profile.types import Condition
+from labctl.resource.protocol import Resource
+from labctl.tiers.context import NodeFacts
+from labctl.tiers.record import InterfaceRecord, NodeRecord, PortRecord
+from labctl.tiers.steps import Provision, Reach, ReadyWait, Script
+
+
+def record_of(facts: NodeFacts, **more: Any) -> NodeRecord:
+    """The record of a node; `more` are the fields that only its tier knows."""
+    node, lab = facts.node, facts.lab
+    interfaces = tuple(
+        InterfaceRecord(i.name, network, i.host_name, i.mac, i.addresses)
+        for i, network in zip(facts.place.interfaces, facts.place.networks, strict=True)
+    )
+    fields: dict[str, Any] = {
+        "cpus": node.cpus or 0.0,
+        "memory": node.memory or 0,
+        **more,
+    }
+    return NodeRecord(
+        name=node.name,
+        tier=facts.choice.tier,
+        asked=str(node.tier),
+        image=node.image,
+        digest=facts.image.digest,
+        arch=facts.image.arch,
+        hostname=facts.hostname,
+        runs_on=facts.choice.runs_on,
+        accelerator=facts.choice.accelerator,
+        inside=node.inside,
+        skipped=facts.choice.skipped,
+        remedy=facts.choice.remedy,
+        interfaces=interfaces,
+        ports=tuple(PortRecord(str(p.proto), p.host_ip, p.host_port, p.node_port) for p in node.ports),
+        folder=str(lab.node_folder(node.name)),
+        env=facts.env,
+        workdir=facts.workdir,
+        user=facts.user,
+        stop_signal=facts.stop_signal,
+        stop_timeout=node.stop_timeout,
+        startup=node.startup,
+        labels=dict(node.labels),
+        replica_of=node.replica_of,
+        privileged=node.privileged,
+        **fields,
+    )
+
+
+def skipped_record(facts: NodeFacts) -> NodeRecord:
+    """The record of a node that this host can't run: it holds no address and publishes nothing."""
+    return replace(record_of(facts), interfaces=(), ports=(), runs_on="", accelerator="")
+
+
+def waits_for(facts: NodeFacts) -> tuple[str, ...]:
+    """The keys that stand for what the node's `depends_on` waits for; skipped nodes are not waited for."""
+    keys = []
+    for name, condition in facts.node.depends_on.items():
+        keys.append(f"{'ready' if condition is Condition.READY else 'reach'}:{name}")
+    return tuple(keys)
+
+
+def life(facts: NodeFacts, record: NodeRecord, main: str, reach_seconds: float) -> list[Resource]:
+    """Reach it (and run its start-up script), provision it, wait for it: always all that apply."""
+    node, owner = facts.node, facts.lab.owner
+    steps: list[Resource] = [
+        Reach(
+            owner=owner,
+            name=node.name,
+            node=node.name,
+            needs=(main,),
+            record=record,
+            timeout=reach_seconds,
+            startup=node.startup,
+        )
+    ]
+    last = f"reach:{node.name}"
+    if node.provision:
+        scripts = tuple(
+            Script(step.name or step.run.strip().splitlines()[0][:60], step.run, step.timeout)
+            for step in node.provision
+        )
+        steps.append(
+            Provision(
+                owner=owner, name=node.name, node=node.name, needs=(last,), record=record, steps=scripts
+            )
+        )
+        last = f"provision:{node.name}"
+    wish = node.ready
+    steps.append(
+        ReadyWait(
+            owner=owner,
+            name=node.name,
+            node=node.name,
+            needs=(last,),
+            record=record,
+            port=(wish.port or 0) if wish else 0,
+            command=(wish.command or ()) if wish else (),
+            http=wish.http if wish else "",
+            timeout=wish.timeout if wish else 60.0,
+            interval=wish.interval if wish else 1.0,
+        )
+    )
+    return steps

@@ -1,0 +1,111 @@
+"""Which tier each node gets on this host, decided before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from labctl.errors import Failures, HostCannot
+from labctl.profile.models import Node, Profile
+from labctl.profile.types import Tier
+from labctl.tiers.context import Choice
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether this host can run a tier (for an architecture), and if not why and what helps."""
+
+    ok: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+Probe = Callable[[str, str], Ability]  # (tier, architecture) → ability
+
+
+def choose(
+    profile: Profile, host_arch: str, probe: Probe, *, skip_unavailable: bool, fallback: str
+) -> dict[str, Choice]:
+    """The choice for every node, by name.
+
+    A node whose tier can't run here gets the `fallback` tier if that can, is skipped with
+    `skip_unavailable`, and else stops everything.
+
+    Raises HostCannot (all reasons in one message) before anything is made.
+    """
+    found: dict[str, Choice] = {}
+    refused: dict[str, Ability] = {}
+    for node in profile.nodes.values():
+        if node.inside:
+            continue
+        found[node.name] = _one(node, host_arch, probe, skip_unavailable, fallback, refused)
+    for node in profile.nodes.values():
+        if node.inside:
+            host = found[node.inside]
+            if host.skipped:
+                why = f"its machine {node.inside} is skipped"
+                found[node.name] = Choice("container", skipped=why, remedy=host.remedy)
+            else:
+                found[node.name] = Choice("container", f"node {node.inside}", host.accelerator)
+    if refused:
+        causes = [HostCannot(f"{name}: {a.reason}", hint=a.remedy) for name, a in refused.items()]
+        if len(causes) == 1:
+            raise causes[0]
+        raise CannotRun("this host can't run these nodes", causes)
+    return {name: found[name] for name in profile.nodes}
+
+
+class CannotRun(Failures, HostCannot):
+    """Several nodes can't run here: exit code 4, all reasons kept."""
+
+    exit_code = HostCannot.exit_code
+
+
+def _one(
+    node: Node,
+    host_arch: str,
+    probe: Probe,
+    skip: bool,
+    fallback: str,
+    refused: dict[str, Ability],
+) -> Choice:
+    arch = node.arch or host_arch
+    ability = _ability(node.tier, arch, host_arch, probe)
+    if ability.ok:
+        return _named(str(node.tier), arch, host_arch)
+    if fallback and fallback != node.tier and node.tier is not Tier.CONTAINER:
+        other = _ability(Tier(fallback), arch, host_arch, probe)
+        if other.ok:
+            return _named(fallback, arch, host_arch)
+    if skip:
+        return Choice(str(node.tier), skipped=ability.reason, remedy=ability.remedy)
+    refused[node.name] = Ability(False, f"{node.tier} can't run here: {ability.reason}", _hint(ability))
+    return Choice(str(node.tier), skipped=ability.reason)
+
+
+def _hint(ability: Ability) -> str:
+    ways = "or leave such nodes out with --skip-unavailable, or emulate them with --fallback emulation"
+    return f"{ability.remedy}; {ways}" if ability.remedy else ways
+
+
+def _ability(tier: Tier, arch: str, host_arch: str, probe: Probe) -> Ability:
+    if tier is not Tier.EMULATION and arch != host_arch:
+        return Ability(
+            False,
+            f"{tier} runs the host's own architecture {host_arch} only, not {arch}",
+            "use tier: emulation for a foreign architecture",
+        )
+    return probe(str(tier), arch)
+
+
+def _named(tier: str, arch: str, host_arch: str) -> Choice:
+    if tier == "hardware":
+        return Choice(tier, "this host", "KVM")
+    if tier == "emulation":
+        return Choice(tier, "this host", f"QEMU TCG, emulated {arch}")
+    return Choice(tier, "this host", "the host's kernel")
+
+
+def abilities(answers: Mapping[tuple[str, str], Ability]) -> Probe:
+    """A probe that answers from a table (for plans that must not touch the host)."""
+    return lambda tier, arch: answers.get((tier, arch)) or answers[tier, ""]

@@ -1,0 +1,192 @@
+"""Steps in the life of a node that leave no object of their own: reach it, provision it, wait for it.
+
+They stand in the graph like resources, so that the ledger knows how far an `up` came and what other
+nodes may wait for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from labctl.errors import LabError, TimedOut
+from labctl.guest.machine import Executes
+from labctl.looks import PRESENT, Look, Owner
+from labctl.tiers import scripts
+from labctl.tiers.record import NodeRecord
+
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Wait until commands run in a node, then run its start-up script.
+
+    Made again after every start of the machine, since a start-up script runs at every start.
+    """
+
+    kind: ClassVar[str] = "reach"
+    follows: ClassVar[bool] = True
+
+    owner: Owner
+    name: str
+    node: str = ""
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    record: NodeRecord
+    timeout: float = 60.0  # seconds
+    startup: str = ""
+
+    def make(self) -> list[str]:
+        """Wait, then run the script.  Returns a sentence for each line of it that failed.
+
+        Raises TimedOut when the node doesn't answer.
+        """
+        from labctl.tiers.machines import machine, wait_reachable
+
+        wait_reachable(self.record, self.timeout)
+        return run_startup(self.name, machine(self.record), self.startup) if self.startup else []
+
+    def look(self) -> Look:
+        """Nothing of its own to look at: whether the machine runs is the machine's affair."""
+        return PRESENT
+
+    def change(self, old: Reach) -> bool:
+        """A changed script is run; any other change means only that the node must answer."""
+        from labctl.tiers.machines import machine, wait_reachable
+
+        wait_reachable(self.record, self.timeout)
+        if self.startup and self.startup != old.startup:
+            run_startup(self.name, machine(self.record), self.startup)
+        return True
+
+    def unmake(self) -> None:
+        """Nothing is left of it."""
+
+
+def run_startup(node: str, target: Executes, script: str, timeout: float = 300.0) -> list[str]:
+    """Run a start-up script to its end; a sentence for each failing line.  Raises TimedOut, LabError."""
+    done = target.run(["sh", "-s"], input=scripts.wrap(script).encode(), timeout=timeout)
+    told = [f"{node}: start-up script, {failed}" for failed in scripts.failures(script, done.text)]
+    if done.code:
+        last = done.errors.strip().splitlines()[-1:] or ["the shell gave up"]
+        told.append(f"{node}: start-up script, {last[0]}")
+    return told
+
+
+@dataclass(frozen=True)
+class Script:
+    """One provisioning step.  `timeout` in seconds."""
+
+    name: str
+    run: str
+    timeout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provision:
+    """The provisioning steps of a node, each run once in its life."""
+
+    kind: ClassVar[str] = "provision"
+
+    owner: Owner
+    name: str
+    node: str = ""
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    record: NodeRecord
+    steps: tuple[Script, ...]
+
+    def make(self) -> None:
+        """Run the steps.  Raises LabError with what the failing one said, TimedOut."""
+        self._run(self.steps)
+
+    def _run(self, steps: tuple[Script, ...]) -> None:
+        from labctl.tiers.machines import machine
+
+        target = machine(self.record)
+        for step in steps:
+            done = target.run(["sh", "-e", "-c", step.run], timeout=step.timeout)
+            if done.code:
+                said = (done.errors.strip() or done.text.strip()).splitlines()[-5:]
+                raise LabError(
+                    f"{self.name}: provisioning step {step.name!r} ended with {done.code}"
+                    + "".join(f"\n  {line}" for line in said),
+                    hint="mend the step in the profile and run `labctl up` again: it goes on there",
+                )
+
+    def look(self) -> Look:
+        """What it did is in the node's own files."""
+        return PRESENT
+
+    def change(self, old: Provision) -> bool:
+        """Run only the steps that are new."""
+        done = set(old.steps)
+        self._run(tuple(step for step in self.steps if step not in done))
+        return True
+
+    def unmake(self) -> None:
+        """What it did goes with the node's files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyWait:
+    """Wait until a node is ready, as its profile defines that: a port, a command or an HTTP answer."""
+
+    kind: ClassVar[str] = "ready"
+    follows: ClassVar[bool] = True
+
+    owner: Owner
+    name: str
+    node: str = ""
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    record: NodeRecord
+    port: int = 0
+    command: tuple[str, ...] = ()
+    http: str = ""
+    timeout: float = 60.0
+    interval: float = 1.0
+
+    def make(self) -> None:
+        """Wait.  Raises TimedOut with the last reason; nothing to do without a condition."""
+        from labctl.guest import ready
+        from labctl.tiers.machines import machine
+
+        address = self.record.addresses[0] if self.record.addresses else ""
+        if self.port:
+            ready.wait_port(address, self.port, timeout=self.timeout, interval=self.interval, what=self.name)
+        elif self.http:
+            ready.wait_http(address, self.http, timeout=self.timeout, interval=self.interval, what=self.name)
+        elif self.command:
+            target = machine(self.record)
+            ready.wait_command(
+                target, self.command, timeout=self.timeout, interval=self.interval, what=self.name
+            )
+
+    def look(self) -> Look:
+        """Nothing of its own."""
+        return PRESENT
+
+    def change(self, old: ReadyWait) -> bool:
+        """Another condition is waited for; one that only changed its words costs one probe."""
+        self.make()
+        return True
+
+    def unmake(self) -> None:
+        """Nothing is left of it."""
+
+
+def wait_until(what: str, timeout: float, probe: Callable[[], str]) -> None:
+    """Call `probe()` until it gives "" (done); raises TimedOut with the last reason it gave."""
+    deadline = time.monotonic() + timeout
+    reason = ""
+    while True:
+        reason = probe()
+        if not reason:
+            return
+        if time.monotonic() >= deadline:
+            raise TimedOut(f"{what} after {timeout:g} s: {reason}")
+        time.sleep(POLL_SECONDS)

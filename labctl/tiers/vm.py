@@ -1,0 +1,125 @@
+"""The emulation and hardware tiers: a VM under libvirt, without and with the CPU's help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
+from labctl.image.bootconfig import BootConfig
+from labctl.profile.types import Devices
+from labctl.resource.protocol import Resource
+from labctl.tiers.common import life, record_of, waits_for
+from labctl.tiers.context import NodeFacts, Planned, bridge_keys
+from labctl.tiers.record import NodeRecord, SshPlace
+from labctl.tiers.seed import seed_of
+from labctl.tiers.vmdisk import VmDisk
+
+DEFAULT_MEMORY = 256 * 1024 * 1024
+# How long a VM may take to its first answer: a foreign architecture under TCG on a busy machine is slow.
+REACH_SECONDS = {"hardware": 60.0, "emulation": 180.0}
+
+
+def plan(facts: NodeFacts) -> Planned:
+    """The resources and the record of a VM."""
+    record = _record(facts)
+    disk = _disk(facts)
+    domain = _domain(facts, disk, record)
+    steps = life(facts, record, f"domain:{facts.node.name}", REACH_SECONDS[facts.choice.tier])
+    resources: list[Resource] = [disk, domain, *steps]
+    return Planned(resources, record)
+
+
+def _record(facts: NodeFacts) -> NodeRecord:
+    lab, name = facts.lab, facts.node.name
+    ssh_folder = lab.folder / "ssh"
+    address = next((a.partition("/")[0] for i in facts.place.interfaces for a in i.addresses), "")
+    return record_of(
+        facts,
+        ssh=SshPlace(address, str(lab.key_file), str(ssh_folder / f"{name}.pub")),
+        domain=f"{lab.name}.{name}",
+        uri=lab.uri,
+        memory=facts.node.memory or DEFAULT_MEMORY,
+        cpus=facts.node.cpus or 1,
+    )
+
+
+def _disk(facts: NodeFacts) -> VmDisk:
+    lab, node, place = facts.lab, facts.node, facts.place
+    boot = BootConfig(
+        hostname=facts.hostname,
+        interfaces=place.interfaces,
+        gateway4=place.gateway4,
+        gateway6=place.gateway6,
+        routes=tuple((r.to, r.via, r.interface) for r in node.routes),
+        dns=place.dns,
+        search=place.search,
+        hosts=facts.hosts,
+        ipv6=node.ipv6,
+        sysctls=dict(node.sysctls),
+        env=facts.env,
+        command=facts.command,
+        cwd=facts.workdir,
+        user=facts.user,
+        stop_signal=facts.stop_signal,
+        hosts_containers=facts.is_container_host,
+        init=node.init,
+    )
+    return VmDisk(
+        owner=lab.owner,
+        name=node.name,
+        node=node.name,
+        needs=("folder:lab",),
+        folder=str(lab.node_folder(node.name)),
+        backing=facts.image.disk,
+        size=node.disk or 0,
+        boot=boot,
+        key_file=str(lab.key_file),
+        host_key_file=str(lab.folder / "ssh" / node.name),
+        seed=seed_of(node, lab.profile),
+        layers=facts.image.layers,
+    )
+
+
+def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
+    lab, node, kernel = facts.lab, facts.node, facts.kernel
+    assert kernel is not None, "the planner gives every VM a kernel"
+    emulated = node.devices is Devices.EMULATED
+    bus, nic = ("sata", "e1000") if emulated else ("virtio", "virtio")
+    cpus = record.cpus
+    return Domain(
+        owner=lab.owner,
+        name=node.name,
+        node=node.name,
+        needs=(f"vmdisk:{node.name}", *bridge_keys(facts)),
+        after=("firewall:lab", "dns:lab", *waits_for(facts)),
+        uri=lab.uri,
+        home_state=str(lab.libvirt_home.state) if lab.libvirt_home else "",
+        home_cache=str(lab.libvirt_home.cache) if lab.libvirt_home else "",
+        domain=record.domain,
+        title=f"labctl: {lab.name}/{node.name}",
+        type="kvm" if facts.choice.tier == "hardware" else "qemu",
+        arch=facts.image.arch,
+        machine=node.machine,
+        cpu=node.cpu,
+        vcpus=max(1, -(-int(cpus * 1000) // 1000)),
+        memory_bytes=record.memory,
+        kernel=kernel.kernel,
+        initrd=kernel.initrd,
+        cmdline=kernel.cmdline,
+        disks=(
+            DomainDisk(
+                path=str(disk.disk),
+                format="qcow2",
+                serial="labroot",
+                bus=bus,
+                backing=disk.backing,
+                backing_format="raw",
+            ),
+            DomainDisk(path=str(disk.config), format="raw", serial="labconfig", readonly=True, bus=bus),
+        ),
+        nics=tuple(
+            DomainNic(bridge=i.bridge, ifname=i.host_name, mac=i.mac, model=nic, mtu=i.mtu)
+            for i in facts.place.interfaces
+        ),
+        console_log=str(Path(disk.folder, "console.log")),
+    )
