@@ -1,0 +1,79 @@
+"""Rules about files, volumes and secrets.  They look at the host's files, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from labctl.profile.models import Node
+from labctl.profile.plainly import Loc
+from labctl.profile.rules import Rules
+from labctl.profile.types import MountKind
+from labctl.profile.words import shown
+
+
+def check(rules: Rules) -> None:
+    """Note files that aren't there, secrets without a value, and two things at one place."""
+    for name, secret in rules.profile.secrets.items():
+        place: Loc = ("secrets", name)
+        if bool(secret.file) == bool(secret.env):
+            rules.say(place, "a secret needs a file or env, one of the two")
+        elif secret.file:
+            _must_be(rules, (*place, "file"), secret.file, Path.is_file, "file")
+        elif secret.env not in rules.environ:
+            rules.say(
+                (*place, "env"), f"the variable {shown(secret.env)} is not set", "export it before labctl"
+            )
+    for key, node in rules.profile.nodes.items():
+        _node(rules, key, node)
+
+
+def _node(rules: Rules, key: str, node: Node) -> None:
+    place: Loc = ("nodes", key)
+    if node.root:
+        _must_be(rules, (*place, "root"), node.root, Path.is_dir, "folder")
+    taken: dict[str, str] = {}
+    for index, file in enumerate(node.files):
+        loc: Loc = (*place, "files", index)
+        if (file.content is None) == (not file.source):
+            rules.say(loc, f"{file.path} needs content or source, one of the two")
+        elif file.source:
+            _must_be(rules, (*loc, "source"), file.source, Path.exists, "file")
+        if file.path == "/":
+            rules.say(loc, "a file can't take the place of /", "root: lays a folder over it")
+        elif taken.setdefault(file.path, "a file") and [f.path for f in node.files[:index]].count(file.path):
+            rules.say(loc, f"{file.path} is written twice")
+    mounted: set[str] = set()
+    for part, targets in (
+        ("volumes", [m.target for m in node.volumes]),
+        ("tmpfs", [t.target for t in node.tmpfs]),
+    ):
+        for index, target in enumerate(targets):
+            if target in mounted:
+                rules.say((*place, part, index), f"something is mounted on {target} already")
+            elif target == "/":
+                rules.say((*place, part, index), "nothing can be mounted on /", "root: lays a folder over it")
+            mounted.add(target)
+    for index, mount in enumerate(node.volumes):
+        loc = (*place, "volumes", index, "source")
+        if mount.kind is MountKind.BIND:
+            _must_be(rules, loc, mount.source, Path.exists, "file or folder")
+        elif mount.source not in rules.profile.volumes:
+            rules.unknown(loc, "volume", mount.source, rules.profile.volumes)
+    for index, use in enumerate(node.secrets):
+        if use.secret not in rules.profile.secrets and not rules.is_broken("secrets"):
+            rules.unknown((*place, "secrets", index, "secret"), "secret", use.secret, rules.profile.secrets)
+
+
+def _must_be(rules: Rules, loc: Loc, path: str, test: Callable[[Path], bool], what: str) -> None:
+    try:
+        found = test(Path(path))
+    except (OSError, ValueError) as error:  # no rights on the way, a name too long
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        rules.say(loc, f"can't look at {shown(path, 200)}: {reason}")
+        return
+    if not found:
+        there = Path(path).exists()
+        rules.say(
+            loc, f"{shown(path, 200)} is no {what}" if there else f"there is no {what} {shown(path, 200)}"
+        )
