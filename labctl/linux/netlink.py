@@ -38,6 +38,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE, _RTA_MULTIPATH = 1,
 _RT_MAIN, _RTPROT_STATIC = 254, 4
 
 IFF_UP = 1
+IFF_RUNNING = 0x40  # operational: administratively up, with a carrier, and the kernel knows
 _CHUNK = 64  # acknowledgements of one send must fit the socket's receive buffer
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _TIMEOUT = 20.0  # s; the kernel answers within the call unless another task holds the rtnl lock

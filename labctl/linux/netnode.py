@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -124,7 +125,24 @@ def _make_all(nodes: Sequence[Node]) -> dict[str, OSError]:
             except (OSError, ValueError) as error:
                 failures[node.key] = error if isinstance(error, OSError) else OSError(22, str(error))
                 _clear(host, [node], netlink.by_name(host.links()))
+        _wait_for_carrier(host, [node for node in todo if node.key not in failures])
     return failures
+
+
+def _wait_for_carrier(host: Netlink, nodes: Sequence[Node]) -> None:
+    """Wait until frames pass: the kernel learns of a carrier in a work queue of its own (linkwatch).
+
+    A frame sent before is lost, and a lost ARP request costs a second.  Bounded by that second.
+    """
+    awaited = {nic.host_name for node in nodes for nic in node.nics if nic.up}
+    awaited |= {nic.master for node in nodes for nic in node.nics if nic.up and nic.master}
+    until = time.monotonic() + 1.0
+    while awaited and time.monotonic() < until:
+        links = [link for link in host.links() if link.name in awaited]
+        # A bridge that is down never runs, and neither do its ports' frames: nothing to wait for.
+        if all(link.flags & netlink.IFF_RUNNING or not link.up for link in links):
+            return
+        time.sleep(0.001)
 
 
 def _holder(node: Node, links: dict[str, Link]) -> OSError | None:

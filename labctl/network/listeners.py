@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -63,15 +62,9 @@ def _sockets(proto: str) -> Iterator[tuple[str, int, int]]:
 
 def _address(text: str) -> str:
     """/proc/net's hexadecimal: 32-bit words in the host's byte order."""
-    raw = bytes.fromhex(text)
-    words = [int.from_bytes(raw[i : i + 4], "big") for i in range(0, len(raw), 4)]
-    packed = b"".join(socket.htonl(word).to_bytes(4, "big") if _LITTLE else raw for word in words)
-    found = ip_address(packed[: len(raw)])
-    mapped = getattr(found, "ipv4_mapped", None)
-    return str(mapped or found)
-
-
-_LITTLE = socket.htonl(1) != 1
+    words = [int(text[i : i + 8], 16) for i in range(0, len(text), 8)]
+    found = ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def _owner(inode: int) -> int:
@@ -81,11 +74,9 @@ def _owner(inode: int) -> int:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        folder = f"/proc/{entry.name}/fd"
         try:
-            for fd in os.listdir(folder):
-                if os.readlink(f"{folder}/{fd}") == target:
-                    return int(entry.name)
+            if any(str(fd.readlink()) == target for fd in (entry / "fd").iterdir()):
+                return int(entry.name)
         except OSError:
             continue  # it ended, or is another user's
     return 0
