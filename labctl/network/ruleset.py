@@ -8,6 +8,7 @@ What they say (nft(8)):
   other labs (a link group, see model.LAB_GROUP) are never reached, nor do they reach us.
 - A published port leads to its node, from other hosts, from this one (127.0.0.1 too) and from the
   lab's own nodes; nodes see the client's address where they have a way back, else the bridge's.
+  A node doesn't reach itself that way: a bridge sends no frame back to the port it came from.
 Refusals are rejects, so that a program in a node hears at once.  The last word of a table is `accept`
 only for this table: other tables may still drop (see iptables.py).
 """
