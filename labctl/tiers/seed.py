@@ -160,3 +160,17 @@ def _look_up(base: str, name: str, layers: Sequence[str]) -> tuple[int, int]:
             break
     kind = "user" if base == "passwd" else "group"
     raise UsageError(f"the image has no {kind} {name!r}", hint="use a number, or add it in the image")
+
+
+def extract(seed: Seed, dest: Path, layers: Sequence[str]) -> None:
+    """Lay the seed out as a tree below `dest`, with owners and modes.  Raises LabError, UsageError."""
+    archive = dest.with_name(dest.name + ".tar")
+    write_tar(seed, archive, layers)
+    try:
+        with tarfile.open(archive) as tar:
+            # Our own archive of the person's own files: links may point anywhere, as they do in an image.
+            tar.extractall(dest, numeric_owner=True, filter="fully_trusted")
+    except (OSError, tarfile.TarError) as error:
+        raise LabError(f"cannot lay out the files below {dest}: {error}") from error
+    finally:
+        archive.unlink(missing_ok=True)

@@ -1,0 +1,282 @@
+"""The container tier: namespaces and cgroups on the host's own kernel, by labctl's own runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from labctl.errors import LabError
+from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.network.model import NodeRoute
+from labctl.network.nodenet import NodeNet
+from labctl.profile.models import Node
+from labctl.profile.types import MountKind
+from labctl.resource.protocol import Resource
+from labctl.runtime import spec
+from labctl.runtime.client import KeeperClient, Launch
+from labctl.tiers.common import life, record_of, waits_for
+from labctl.tiers.context import NodeFacts, Planned, bridge_keys
+from labctl.tiers.folders import remove_tree
+from labctl.tiers.seed import Seed, extract, seed_of
+
+REACH_SECONDS = 30.0
+LAUNCH_SECONDS = 60.0
+DEFAULT_PIDS = 4096  # enough for any workload, and a fork bomb stays in its box
+
+
+def cgroup_path(owner: Owner, node: str) -> str:
+    """A container's cgroup, which says whose it is."""
+    return f"/labctl/{owner.instance}/{owner.lab}/{node}"
+
+
+def plan(facts: NodeFacts) -> Planned:
+    """The resources and the record of a container."""
+    node, lab = facts.node, facts.lab
+    net = net_of(facts)
+    folder = lab.node_folder(node.name)
+    record = record_of(facts, run_root=str(lab.folder / "run"), container=node.name)
+    container = ContainerNode(
+        owner=lab.owner,
+        name=node.name,
+        node=node.name,
+        needs=(f"net:{node.name}", "folder:lab", *volume_keys(node)),
+        after=("firewall:lab", "dns:lab", *waits_for(facts)),
+        folder=str(folder),
+        run_root=record.run_root,
+        config=json.dumps(config_of(facts, net), sort_keys=True),
+        seed=seed_of(node, lab.profile),
+        layers=facts.image.layers,
+        files=etc_files(facts),
+        stop_timeout=node.stop_timeout,
+    )
+    resources: list[Resource] = [
+        net,
+        container,
+        *life(facts, record, f"container:{node.name}", REACH_SECONDS),
+    ]
+    return Planned(resources, record)
+
+
+def net_of(facts: NodeFacts) -> NodeNet:
+    """The container's network, owned by its user namespace so that its root may configure it."""
+    node, lab = facts.node, facts.lab
+    return NodeNet(
+        owner=lab.owner,
+        name=node.name,
+        node=node.name,
+        needs=("folder:lab", *bridge_keys(facts)),
+        path=str(lab.folder / "net" / node.name),
+        userns=str(lab.folder / "net" / f"{node.name}.user"),
+        id_base=spec.id_range(cgroup_path(lab.owner, node.name)),
+        hostname=facts.hostname,
+        interfaces=facts.place.interfaces,
+        gateway4=facts.place.gateway4,
+        gateway6=facts.place.gateway6,
+        routes=tuple(NodeRoute(r.to, r.via, r.interface) for r in node.routes),
+        ipv6=node.ipv6,
+        # Anybody in a container may send echo requests, as Docker has it: no raw socket needed for ping.
+        sysctls={"net.ipv4.ping_group_range": "0 65535", **network_sysctls(node)},
+    )
+
+
+def network_sysctls(node: Node) -> dict[str, str]:
+    """Those of the node's kernel settings that belong to its network."""
+    return {key: value for key, value in node.sysctls.items() if key.replace("/", ".").startswith("net.")}
+
+
+def etc_files(facts: NodeFacts) -> dict[str, str]:
+    """The files of /etc that say who and where a node is."""
+    lines = [f"search {facts.place.search}"] if facts.place.search else []
+    lines += [f"nameserver {address}" for address in facts.place.dns]
+    return {
+        "/etc/hostname": facts.hostname + "\n",
+        "/etc/hosts": facts.hosts,
+        "/etc/resolv.conf": "\n".join(lines) + "\n",
+    }
+
+
+def volume_keys(node: Node) -> tuple[str, ...]:
+    """The keys of the named volumes that a node mounts."""
+    return tuple(dict.fromkeys(f"volume:{m.source}" for m in node.volumes if m.kind is MountKind.VOLUME))
+
+
+def mounts_of(facts: NodeFacts) -> list[dict[str, Any]]:
+    """Volumes, binds and tmpfs as OCI mounts; root inside is the owner outside, by idmapped mounts."""
+    found: list[dict[str, Any]] = []
+    for mount in facts.node.volumes:
+        named = mount.kind is MountKind.VOLUME
+        source = str(facts.lab.folder / "volumes" / mount.source) if named else mount.source
+        mode = ["ro"] if mount.read_only else ["rw"]
+        found.append(
+            {
+                "destination": mount.target,
+                "type": "bind",
+                "source": source,
+                "options": ["rbind", "rprivate", "idmap", *mode],
+            }
+        )
+    for tmp in facts.node.tmpfs:
+        options = ["nosuid", "nodev", f"mode={tmp.mode or '1777'}"]
+        options += [f"size={tmp.size}"] if tmp.size else []
+        found.append({"destination": tmp.target, "type": "tmpfs", "source": "tmpfs", "options": options})
+    return found
+
+
+def config_of(facts: NodeFacts, net: NodeNet) -> dict[str, Any]:
+    """The container's OCI configuration."""
+    node, lab = facts.node, facts.lab
+    folder = lab.node_folder(node.name)
+    dropped = list(node.capabilities.drop)
+    if "ALL" in dropped:
+        from labctl.linux import capabilities
+
+        dropped = [
+            name for name in capabilities.names(capabilities.known()) if name not in node.capabilities.add
+        ]
+    seeded = bool(seed_of(node, lab.profile))
+    lowers = [*facts.image.layers, *([str(folder / "seed")] if seeded else [])]
+    return spec.default_config(
+        facts.command or IDLE,
+        cgroup=cgroup_path(lab.owner, node.name),
+        hostname=facts.hostname,
+        env=facts.env,
+        cwd=facts.workdir,
+        user=facts.user,
+        lowers=lowers,
+        upper="" if node.read_only else str(folder / "upper"),
+        work="" if node.read_only else str(folder / "work"),
+        netns=net.path,
+        userns=net.userns,
+        id_base=net.id_base,
+        memory=node.memory or 0,
+        cpus=node.cpus or 0.0,
+        pids=node.pids or DEFAULT_PIDS,
+        extra_capabilities=node.capabilities.add,
+        drop_capabilities=dropped,
+        privileged=node.privileged,
+        files={path: str(folder / "etc" / Path(path).name) for path in etc_files(facts)},
+        mounts=mounts_of(facts),
+        sysctls={k: v for k, v in node.sysctls.items() if k not in network_sysctls(node)},
+        stop_signal=facts.stop_signal,
+        stdout=str(folder / "log" / "stdout"),
+        stderr=str(folder / "log" / "stderr"),
+    )
+
+
+# What a container without a command does: be there, so that commands can be run in it.
+IDLE = ("sleep", "infinity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerNode:
+    """A container of the lab, with its folder (bundle, writable layer, logs)."""
+
+    kind: ClassVar[str] = "container"
+
+    owner: Owner
+    name: str
+    node: str = ""
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    folder: str
+    run_root: str
+    config: str  # config.json
+    seed: Seed
+    layers: tuple[str, ...]
+    files: dict[str, str]
+    stop_timeout: float = 10.0  # seconds
+
+    def make(self) -> None:
+        """Start it; running already is fine, a stopped one is started again with its writable layer."""
+        for error in self.make_many([self]).values():
+            raise error
+
+    @classmethod
+    def make_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """Start many in one batch: the keeper forks them all and attaches their cgroups together."""
+        failures: dict[str, LabError] = {}
+        for root in dict.fromkeys(item.run_root for item in items):
+            group = [item for item in items if item.run_root == root]
+            client = KeeperClient(Path(root))
+            there = client.states()
+            wanted = [i for i in group if i.name not in there or there[i.name].status == "stopped"]
+            client.delete([i.name for i in wanted if i.name in there])
+            ready: list[Self] = []
+            for item in wanted:
+                try:
+                    item._write()
+                    ready.append(item)
+                except LabError as error:
+                    failures[item.name] = error
+            launches = [Launch(id=i.name, bundle=i.folder) for i in ready]
+            for name, text in client.launch(launches, LAUNCH_SECONDS).items():
+                if text:
+                    failures[name] = LabError(f"container {name}: {text}")
+        return failures
+
+    def _write(self) -> None:
+        base = Path(self.folder)
+        try:
+            for part in ("etc", "log", "upper", "work", "seed"):
+                (base / part).mkdir(parents=True, exist_ok=True)
+            for path, text in self.files.items():
+                (base / "etc" / Path(path).name).write_text(text)
+            if self.seed and not any((base / "seed").iterdir()):
+                extract(self.seed, base / "seed", self.layers)
+            (base / "config.json").write_text(self.config)
+        except OSError as error:
+            raise LabError(
+                f"container {self.name}: cannot write {error.filename or base}: {error.strerror}",
+                hint="is the disk full?",
+            ) from error
+
+    def look(self) -> Look:
+        """What the kernel says of it."""
+        return self.look_many([self])[self.name]
+
+    @classmethod
+    def look_many(cls, items: Sequence[Self]) -> dict[str, Look]:
+        """The looks of many with one question to each lab's keeper folder."""
+        looks: dict[str, Look] = {}
+        for root in dict.fromkeys(item.run_root for item in items):
+            states = KeeperClient(Path(root)).states()
+            for item in items:
+                if item.run_root == root:
+                    looks[item.name] = _look_of(states.get(item.name))
+        return looks
+
+    def unmake(self) -> None:
+        """End it and remove its folder."""
+        for error in self.unmake_many([self]).values():
+            raise error
+
+    @classmethod
+    def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """End many at once, killing: whatever they hold goes with the lab."""
+        failures: dict[str, LabError] = {}
+        for root in dict.fromkeys(item.run_root for item in items):
+            group = {item.name: item for item in items if item.run_root == root}
+            client = KeeperClient(Path(root))
+            for name, text in client.delete(list(group)).items():
+                if text:
+                    failures[name] = LabError(f"container {name}: {text}")
+            for name, item in group.items():
+                if name not in failures:
+                    try:
+                        remove_tree(Path(item.folder))
+                    except LabError as error:
+                        failures[name] = error
+        return failures
+
+
+def _look_of(state: Any) -> Look:
+    if state is None:
+        return ABSENT
+    if state.status == "stopped":
+        return Look(Presence.STOPPED, f"ended with {state.exit_code}", {"exit_code": state.exit_code})
+    if state.status == "paused":
+        return Look(Presence.PRESENT, "paused", {"pid": state.pid})
+    return PRESENT if state.status in ("running", "created") else Look(Presence.BROKEN, state.status)
