@@ -1,20 +1,13 @@
-"""The one door to labctl.lab: imported when a verb runs, told where and how to work."""
+"""How labctl.lab is told where and how to work."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 from labctl.cli.session import Session
+from labctl.lab.model import Options
 
 
-def lab_room() -> Any:
-    """The module that does it all."""
-    return import_module("labctl.lab.api")
-
-
-def options(session: Session, **more: object) -> Any:
-    """labctl.lab.model.Options for this call."""
-    from labctl.lab.model import Options
-
-    return Options(home=session.home, libvirt=session.uri, **more)  # type: ignore[arg-type]
+def options(session: Session, **more: Any) -> Options:
+    """The options for this call: the session's home and libvirt, and what the verb adds."""
+    return Options(home=session.home, libvirt=session.uri, **more)

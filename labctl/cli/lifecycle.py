@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from labctl.cli import names, screen
-from labctl.cli.backend import lab_room, options
+from labctl.cli.backend import options
 from labctl.cli.profiles import ProfileArgument, SetOption, load
 from labctl.cli.session import Session, verb
 from labctl.errors import CheckFailed, Interrupted, UsageError
+from labctl.lab import api
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -72,26 +73,32 @@ def up(
         fallback=fallback or session.fallback,
         allow_privileged=allow_privileged,
         rollback=rollback,
-        checks=checks,
         wait=wait,
     )
     try:
         with session.drawing() as emit:
-            result = lab_room().up(loaded, how, emit)
+            result = api.up(loaded, how, emit)
     except KeyboardInterrupt as error:
         again = shlex.join(["labctl", "up", profile, *(["--name", name] if name else [])])
         raise Interrupted(
             f"interrupted; lab {loaded.name} is incomplete",
             hint=f"`{again}` continues it, `labctl down {loaded.name}` removes it",
         ) from error
+    results = []
+    if checks:
+        with session.drawing() as emit:
+            results = api.checks(loaded.name, how, emit)
     if session.json:
         body = screen.plain(result)
-        screen.document({**body.pop("status"), **body})
+        more = {"checks": results} if checks else {}
+        screen.document({**body.pop("status"), **body, **more})
     elif not session.quiet:
-        show_changes(result.changes, only_reasons=True)
+        show_changes(result.changes)
         show_status(result.status)
         screen.line(f"\n{result.status.lab} is up after {screen.seconds(result.seconds)}")
-    return _verdict(getattr(result, "checks", ()))
+        if checks:
+            show_checks(results)
+    return _verdict(results)
 
 
 def _verdict(results: Any) -> int:
@@ -124,7 +131,7 @@ def plan(
         fallback=fallback or session.fallback,
         allow_privileged=allow_privileged,
     )
-    result = lab_room().plan(load(profile, sets, name), how)
+    result = api.plan(load(profile, sets, name), how)
     if session.json:
         screen.document(screen.plain(result))
         return
@@ -144,15 +151,13 @@ def plan(
     screen.line(f"{result.lab}: {told or 'nothing to do'}" + (f", {len(kept)} as they are" if kept else ""))
 
 
-def show_changes(changes: Any, *, only_reasons: bool = False) -> None:
-    """One line for each change that has a reason worth telling."""
+def show_changes(changes: Any) -> None:
+    """Why a second `up` did what it did; a first one makes everything, which the table of nodes says."""
+    if all(str(change.action) == "make" for change in changes):
+        return
     for change in changes:
-        action = str(change.action)
-        if action == "keep" or (only_reasons and action == "make" and not change.reason):
-            continue
-        if only_reasons and action == "make":
-            continue  # a first `up` makes everything: the table of nodes says that better
-        screen.line(f"{action} {change.kind} {change.name}: {change.reason}")
+        if str(change.action) != "keep":
+            screen.line(f"{change.action} {change.kind} {change.name}: {change.reason}")
 
 
 def show_status(status: Any) -> None:
@@ -207,7 +212,7 @@ def down(
     if not everything and not lab:
         raise UsageError("which lab?", hint="labctl down LAB, or --all")
     with session.drawing() as emit:
-        result = lab_room().down(None if everything else lab, options(session, wait=wait), emit)
+        result = api.down(None if everything else lab, options(session, wait=wait), emit)
     gone = screen.plain(result)
     if session.json:
         screen.document(gone if isinstance(gone, dict) else {"labs": gone or []})
@@ -226,7 +231,7 @@ def status(session: Session, lab: LabArgument = "") -> None:
       labctl status spectrum --json | jq -r '.nodes[] | .name + " " + .state'
     """
     name = names.Names.read(session.home).lab(lab)
-    found = lab_room().status(name, options(session))
+    found = api.status(name, options(session))
     if session.json:
         screen.document(screen.plain(found))
         return
@@ -250,7 +255,7 @@ def ls(session: Session) -> None:
     """
     import time
 
-    found = lab_room().labs(options(session))
+    found = api.labs(options(session))
     if session.json:
         screen.document({"labs": found})
         return
@@ -290,7 +295,7 @@ def wait(
     if state not in known:
         raise UsageError(f"--for {state}: one of {', '.join(known)} is expected")
     chosen = names.Names.read(session.home).select(",".join(nodes))
-    lab_room().wait([tuple(address) for address in chosen], state, timeout, options(session))
+    api.wait(chosen, state, timeout, options(session))
 
 
 @app.command()
@@ -307,7 +312,7 @@ def check(session: Session, lab: LabArgument = "") -> int:
     """
     name = names.Names.read(session.home).lab(lab)
     with session.drawing() as emit:
-        results = lab_room().checks(name, options(session), emit)
+        results = api.checks(name, options(session), emit)
     if session.json:
         screen.document({"lab": name, "checks": results})
     else:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from labctl.cli import names, report, screen
-from labctl.cli.backend import lab_room, options
+from labctl.cli.backend import options
 from labctl.cli.session import Session, key_values, verb
 from labctl.errors import LabError, UsageError
+from labctl.lab import api
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -38,7 +39,7 @@ Timeout = Annotated[
 
 def machine_of(session: Session, address: names.Address) -> Any:
     """The machine of a node (labctl.guest.machine.Machine)."""
-    return lab_room().machine(address.lab, address.node, options(session))
+    return api.machine(address.lab, address.node, options(session))
 
 
 def _find(session: Session, node: str) -> tuple[names.Address, Any]:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from labctl.cli import names, screen
-from labctl.cli.backend import lab_room, options
+from labctl.cli.backend import options
 from labctl.cli.session import Session, verb
+from labctl.lab import api
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -25,7 +26,7 @@ Nodes = Annotated[
 def _act(session: Session, action: str, nodes: list[str], **more: object) -> None:
     chosen = names.Names.read(session.home).select(",".join(nodes))
     with session.drawing() as emit:
-        getattr(lab_room(), action)([tuple(address) for address in chosen], options(session), emit, **more)
+        getattr(api, action)(chosen, options(session), emit, **more)
     if session.json:
         screen.document({"done": action, "nodes": [str(address) for address in chosen]})
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from labctl.cli import names, screen
-from labctl.cli.backend import lab_room, options
+from labctl.cli.backend import options
 from labctl.cli.lifecycle import LabArgument
 from labctl.cli.session import Session, verb
 from labctl.errors import HostCannot, LabError, UsageError
+from labctl.lab import api
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -39,7 +40,7 @@ def compare(
 
     name = names.Names.read(session.home).lab(lab)
     with session.drawing() as emit:
-        found = lab_room().compare(name, options(session), emit)
+        found = api.compare(name, options(session), emit)
     if html:
         try:
             html.write_text(comparison.page(found))
@@ -75,7 +76,7 @@ def inspect(
         lab, node = known.lab(what), ""
     else:
         lab, node = known.node(what)
-    screen.document(screen.plain(lab_room().inspect(lab, node, options(session))))
+    screen.document(screen.plain(api.inspect(lab, node, options(session))))
 
 
 @app.command()
@@ -104,7 +105,7 @@ def graph(
     from labctl.cli.profiles import load
 
     if what in names.Names.read(session.home).labs:
-        picture = drawing.of_status(lab_room().status(what, options(session)))
+        picture = drawing.of_status(api.status(what, options(session)))
     else:
         picture = drawing.of_profile(load(what, []))
     screen.line(getattr(drawing, form)(picture).rstrip("\n"))
@@ -128,7 +129,7 @@ def doctor(
       labctl doctor --json | jq -r '.findings[] | select(.ok | not) | .remedy'
     """
     with session.drawing() as emit:
-        findings = list(lab_room().doctor(options(session), emit, fresh=fresh))
+        findings = list(api.doctor(options(session), emit, fresh=fresh))
     if session.json:
         screen.document({"findings": findings})
     else:
@@ -167,7 +168,7 @@ def gc(
       labctl gc
     """
     with session.drawing() as emit:
-        leftovers = list(lab_room().gc(options(session), emit, dry_run=dry))
+        leftovers = list(api.gc(options(session), emit, dry_run=dry))
     if session.json:
         screen.document({"leftovers": leftovers})
     elif leftovers:
