@@ -252,9 +252,8 @@ def make_in_root(root: int, path: str, *, folder: bool) -> int:
     """An O_PATH descriptor of `path` inside `root`; it and its parents are made when missing."""
     try:
         return open_in_root(root, path)
-    except OSError as error:
-        if error.errno != 2:  # ENOENT
-            raise
+    except FileNotFoundError:
+        pass
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     for depth in range(1, len(parts) + 1):
         here = "/".join(parts[:depth])
@@ -263,9 +262,6 @@ def make_in_root(root: int, path: str, *, folder: bool) -> int:
             continue
         except FileNotFoundError:
             pass
-        except OSError as error:
-            if error.errno != 2:
-                raise
         parent = open_in_root(root, "/".join(parts[: depth - 1]), os.O_RDONLY | os.O_DIRECTORY)
         try:
             if depth < len(parts) or folder:

@@ -217,7 +217,8 @@ _BY_CAPABILITY = {
 _NEVER = (
     "_sysctl add_key afs_syscall bdflush create_module get_kernel_syms getpmsg io_uring_enter "
     "io_uring_register io_uring_setup kexec_file_load kexec_load keyctl migrate_pages move_pages nfsservctl "
-    "putpmsg query_module request_key security swapoff swapon sysfs tuxcall uselib userfaultfd ustat vm86 vm86old vserver"
+    "putpmsg query_module request_key security swapoff swapon sysfs tuxcall uselib userfaultfd ustat "
+    "vm86 vm86old vserver"
 )
 _NS_FLAGS = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)

@@ -131,7 +131,13 @@ StrPath = str  # every path is text here; bytes that are no UTF-8 travel as surr
 
 
 class SyscallError(OSError):
-    """A system call failed: `call` is its name, `about` the object, `errno` the reason."""
+    """A system call failed: `call` is its name, `about` the object, `errno` the reason.
+
+    As with OSError itself, ENOENT makes an instance that is a FileNotFoundError as well, and so on.
+    """
+
+    def __new__(cls, number: int, call: str, about: str) -> SyscallError:
+        return super().__new__(_KINDS.get(number, cls), number, call, about)
 
     def __init__(self, number: int, call: str, about: str) -> None:
         super().__init__(number, os.strerror(number))
@@ -141,6 +147,36 @@ class SyscallError(OSError):
     def __str__(self) -> str:
         what = f"{self.call} {self.about}" if self.about else self.call
         return f"{what}: {self.strerror}"
+
+
+class _MissingError(SyscallError, FileNotFoundError):
+    """ENOENT."""
+
+
+class _ThereError(SyscallError, FileExistsError):
+    """EEXIST."""
+
+
+class _RightsError(SyscallError, PermissionError):
+    """EPERM and EACCES."""
+
+
+class _NoProcessError(SyscallError, ProcessLookupError):
+    """ESRCH."""
+
+
+class _NoFolderError(SyscallError, NotADirectoryError):
+    """ENOTDIR."""
+
+
+_KINDS: dict[int, type[SyscallError]] = {
+    1: _RightsError,
+    2: _MissingError,
+    3: _NoProcessError,
+    13: _RightsError,
+    17: _ThereError,
+    20: _NoFolderError,
+}
 
 
 def _fail(call: str, about: str) -> SyscallError:

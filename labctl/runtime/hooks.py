@@ -1,0 +1,88 @@
+"""OCI hooks: programs that get the container's state on stdin, bounded by their timeout."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from labctl.linux import pidfds
+from labctl.linux import syscalls as sc
+from labctl.runtime import jsonio
+from labctl.runtime.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+
+def run_all(rows: Iterable[dict[str, Any]], state: dict[str, Any], kind: str) -> None:
+    """Run hooks in order; the first that fails ends it.  Raises ContainerError."""
+    for row in rows or ():
+        run_one(row, state, kind)
+
+
+def run_one(row: dict[str, Any], state: dict[str, Any], kind: str) -> None:
+    """Run one hook.  Raises ContainerError with the end of its stderr when it fails or takes too long."""
+    timeout = row.get("timeout")
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    said, say = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(reader, 0)
+            os.dup2(say, 2)
+            sc.close_range(3, cloexec=True)
+            env = dict(pair.partition("=")[::2] for pair in row.get("env") or ())
+            os.execve(row["path"], list(row.get("args") or [row["path"]]), env)
+        except OSError as error:
+            os.write(2, str(error).encode())
+        finally:
+            os._exit(127)
+    os.close(reader)
+    os.close(say)
+    fd = sc.pidfd_open(pid)
+    try:
+        try:
+            os.write(writer, jsonio.dumps(state).encode())
+        except BrokenPipeError:
+            os.write(2, b"")  # a hook need not read its state
+        os.close(writer)
+        text = _read_until_end(fd, said, timeout)
+        if text is None:
+            pidfds.send(fd, 9)
+            os.waitpid(pid, 0)
+            raise ContainerError(
+                f"error running {kind} hook {row['path']}: hook ran past specified timeout of {timeout} s"
+            )
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(fd)
+        os.close(said)
+    if status:
+        code = pidfds.exit_code(status)
+        raise ContainerError(
+            f"error running {kind} hook {row['path']}: exit status {code}, stderr: {text[-500:]}"
+        )
+
+
+def _read_until_end(pidfd: int, fd: int, timeout: float | None) -> str | None:
+    """What it said on stderr until it ended; None after the timeout."""
+    end = time.monotonic() + (timeout if timeout else 3600.0)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(fd, select.POLLIN)
+    said = b""
+    while True:
+        left = end - time.monotonic()
+        ready = dict(poll.poll(max(0, int(left * 1000)))) if left > 0 else {}
+        if not ready:
+            return None
+        if fd in ready:
+            part = os.read(fd, 4096)
+            said = (said + part)[-4096:]
+            if not part:
+                poll.unregister(fd)
+        elif pidfd in ready:
+            return said.decode(errors="replace").strip()

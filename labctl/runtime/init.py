@@ -1,0 +1,192 @@
+"""The container's first process between clone and execve: it finishes its own world from the inside."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import termios
+
+from labctl.linux import syscalls as sc
+from labctl.runtime import sources
+from labctl.runtime.channel import Channel
+from labctl.runtime.errors import ContainerError
+from labctl.runtime.process import Finisher, default_process, keep_only
+from labctl.runtime.rootfs import RootBuilder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Config = dict[str, Any]
+
+
+class Plan:
+    """What the process is to become, all known before the clone.
+
+    `stdio` are its descriptors 0, 1, 2; `fifo` an O_PATH descriptor to wait on before execve, or -1;
+    `terminal` makes a pseudo terminal and sends its master; `preserve` further descriptors 3 … to keep;
+    `joined` are the namespace types that are entered by path.
+    """
+
+    __slots__ = ("config", "fifo", "joined", "preserve", "program", "stdio", "terminal", "userns")
+
+    def __init__(self, config: Config, program: bytes, stdio: tuple[int, int, int]) -> None:
+        self.config = config
+        self.program = program
+        self.stdio = stdio
+        self.fifo = -1
+        self.terminal = bool((config.get("process") or {}).get("terminal"))
+        self.preserve: list[int] = []
+        spaces = sources.namespace_paths(config)
+        self.joined = {kind for kind, path in spaces.items() if path}
+        self.userns = "user" in spaces
+
+
+def run(plan: Plan, channel: Channel) -> None:
+    """Never returns: becomes the container's process, or reports over the channel and ends with 1."""
+    code = 1
+    try:
+        _run(plan, channel)
+    except ContainerError as error:
+        channel.send({"error": error.message, "code": error.code})
+        code = error.code
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # KeyError and TypeError: a config.json that lacks what the spec requires, found only here.
+        text = str(error) if isinstance(error, (OSError, ValueError)) else f"config.json: {error!r}"
+        channel.send({"error": text, "code": 1})
+    finally:
+        os._exit(code)
+
+
+def _run(plan: Plan, channel: Channel) -> None:
+    sc.prctl(sc.PR_SET_PDEATHSIG, 9)
+    keep_only({channel.fileno(), plan.fifo, *plan.stdio, *plan.preserve})
+    message, fds = channel.receive()
+    if message is None or "go" not in message:
+        os._exit(1)  # the parent is gone before anything was promised
+    # From here on the container lives without its parent.
+    sc.prctl(sc.PR_SET_PDEATHSIG, 0)
+    spaces = sources.namespace_paths(plan.config)
+    if plan.userns:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    os.setsid()
+    if "cgroup" in spaces and not spaces["cgroup"]:
+        sc.unshare(sc.CLONE_NEWCGROUP)
+    if os.path.exists("/proc/sys/kernel/keys"):
+        _new_keyring()
+    _world(plan, channel, message, fds)
+    finisher = Finisher(default_process(plan.config), plan.config, plan.program)
+    finisher.prepare()
+    finisher.own_stdio()
+    if plan.fifo >= 0:
+        channel.send({"ready": True})
+        _wait_for_start(plan)
+    for row in (plan.config.get("hooks") or {}).get("startContainer") or ():
+        from labctl.runtime.hooks import run_one
+
+        run_one(row, message["state"], "startContainer")
+    _keep_for_exec(plan, channel)
+    finisher.become()
+
+
+def _new_keyring() -> None:
+    try:
+        sc.join_session_keyring()
+    except OSError as error:
+        if error.errno not in (1, 38, 122):  # EPERM, ENOSYS, EDQUOT: no keyring, nothing to leak
+            raise
+
+
+def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> None:
+    """Mounts, names, sysctls, terminal."""
+    config = plan.config
+    spaces = sources.namespace_paths(config)
+    stdio = plan.stdio
+    if "mount" in spaces:
+        root, sysfs = fds[0], fds[1] if message["sysfs"] else -1
+        binds = fds[2 if message["sysfs"] else 1 :]
+        builder = RootBuilder(config, root, binds, sysfs, userns=plan.userns)
+        builder.build()
+        if (hooks_ := (config.get("hooks") or {}).get("createContainer")) is not None:
+            from labctl.runtime.hooks import run_all
+
+            run_all(hooks_, message["state"], "createContainer")
+        builder.enter()
+    if "uts" in spaces:
+        if config.get("hostname"):
+            sc.sethostname(config["hostname"])
+        if config.get("domainname"):
+            sc.setdomainname(config["domainname"])
+    for name, value in ((config.get("linux") or {}).get("sysctl") or {}).items():
+        if not (sources.is_net(name) and "network" in plan.joined):
+            sources.write_sysctl(name, value)
+    if "network" in spaces and "network" not in plan.joined:
+        _loopback_up()
+        if plan.userns:
+            for name, value in sources.net_sysctls(config).items():
+                sources.write_sysctl(name, value)
+    if plan.terminal:
+        stdio = _terminal(plan, channel)
+    for target, fd in enumerate(stdio):
+        os.dup2(fd, target)
+    if plan.terminal:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    if "mount" in spaces:
+        builder.protect()
+
+
+def _loopback_up() -> None:
+    """Bring lo up in a new network namespace: SIOCSIFFLAGS, netdevice(7)."""
+    import _socket
+    import struct
+
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    fcntl.ioctl(sock.fileno(), 0x8914, struct.pack("16sh22x", b"lo", 1))
+    sock.close()
+
+
+def _terminal(plan: Plan, channel: Channel) -> tuple[int, int, int]:
+    """A pseudo terminal of the container's own devpts; its master goes to the parent."""
+    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    slave = open_slave(master)
+    size = (plan.config.get("process") or {}).get("consoleSize")
+    if size:
+        import struct
+
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", size["height"], size["width"], 0, 0))
+    if os.path.isdir("/dev/pts"):
+        name = os.readlink(f"/proc/self/fd/{slave}") if os.path.exists("/proc/self/fd") else ""
+        if name.startswith("/dev/pts/"):
+            os.close(os.open("/dev/console", os.O_CREAT | os.O_WRONLY | os.O_NOCTTY | os.O_NOFOLLOW, 0o666))
+            sc.mount(name, "/dev/console", None, sc.MS_BIND)
+    channel.send({"console": True}, [master])
+    os.close(master)
+    return slave, slave, slave
+
+
+def open_slave(master: int) -> int:
+    """Unlock and open the other side of a pseudo terminal (TIOCSPTLCK, TIOCGPTPEER)."""
+    import struct
+
+    fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))
+    slave: int = fcntl.ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    return slave
+
+
+def _wait_for_start(plan: Plan) -> None:
+    """Block until `start` opens the other end of the fifo; opening by descriptor needs no path to it."""
+    fd = os.open(f"/proc/self/fd/{plan.fifo}", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"0")
+    os.close(fd)
+    os.close(plan.fifo)
+
+
+def _keep_for_exec(plan: Plan, channel: Channel) -> None:
+    """Descriptors from 3 on are those asked for, and nothing else survives execve."""
+    for fd in plan.preserve:
+        os.set_inheritable(fd, True)
+    first = 3 + len(plan.preserve)
+    sc.close_range(first, cloexec=True)
+    os.set_inheritable(channel.fileno(), False)

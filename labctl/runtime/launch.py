@@ -1,0 +1,399 @@
+"""From a bundle to a running process, for one container or for many in one batch.
+
+Order, and why: the state is on disk before anything exists; every process is cloned and waits; all are
+attached to their cgroups back to back (one grace period for all); their pids are on disk; only then does
+each get its root and the word to go.  A parent that dies before that word leaves processes that end by
+themselves; one that dies after it leaves containers that run, named on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from labctl.linux import cgroups, devices, limits, namespaces, pidfds, proc
+from labctl.linux import syscalls as sc
+from labctl.linux.cgroups import Cgroup, Layout
+from labctl.linux.mounts import OverlayMaker
+from labctl.runtime import init, jsonio, process, sources, spec, state
+from labctl.runtime.channel import Channel
+from labctl.runtime.errors import ContainerError
+from labctl.runtime.state import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+_PARENT_ENTERS = ("network", "ipc", "uts", "time", "cgroup", "pid")
+_EXPECTED = (OSError, ContainerError, ValueError, KeyError, TypeError)
+
+
+class Job:
+    """One container on its way.  `error` is empty as long as all is well."""
+
+    def __init__(self, id_: str, bundle: str, *, stdio: tuple[int, int, int] | None = None) -> None:
+        self.id = id_
+        self.bundle = os.path.abspath(bundle)
+        self.stdio = stdio
+        self.wait_for_start = False
+        self.preserve: list[int] = []
+        self.cgroup_path = ""
+        self.no_new_keyring = False
+        self.error = ""
+        self.code = 1
+        self.config: dict[str, Any] = {}
+        self.document: dict[str, Any] = {}
+        self.cgroup: Cgroup | None = None
+        self.channel: Channel | None = None
+        self.pid = 0
+        self.pidfd = -1
+        self.console = -1
+        self.declared = False
+        self._plan: init.Plan | None = None
+        self._open: list[int] = []
+
+    @property
+    def plan(self) -> init.Plan:
+        """What the process is to become; known once the job is declared."""
+        if self._plan is None:
+            raise ContainerError(f"container {self.id} is not declared yet")
+        return self._plan
+
+    def declare(self, store: Store, layout: Layout) -> None:
+        """Write down the intent; then its cgroup, limits, and open files."""
+        self.config, text = spec.load(self.bundle)
+        if not self.config.get("process"):
+            raise ContainerError(f"{self.bundle}/config.json: process is missing")
+        linux = self.config.get("linux") or {}
+        resources = linux.get("resources") or {}
+        notes = dict(self.config.get("annotations") or {})
+        path = self.cgroup_path or linux.get("cgroupsPath") or f"/{self.id}"
+        if ":" in path:  # systemd's slice:prefix:name; without systemd's help a plain path
+            path = "/" + path.replace(":", "/")
+        extra = limits.extra_controllers(resources)
+        self.cgroup = Cgroup(path, layout, extra)
+        self.document = state.new_document(self.id, self.bundle, notes, self.cgroup.path)
+        self.document["controllers"] = extra
+        if os.path.exists(f"{store.folder(self.id)}/state.json"):
+            raise ContainerError(f"container with id exists: {self.id}")
+        program = process.filter_of(self.config)
+        store.create(self.id, self.document, text)
+        self.declared = True
+        self.cgroup.create()
+        limits.apply(self.cgroup, resources)
+        if resources.get("devices"):
+            devices.apply(self.cgroup, resources["devices"])
+        self._plan = init.Plan(self.config, program, self._stdio(notes))
+        self._plan.preserve = self.preserve
+        if self.wait_for_start:
+            self._make_fifo(store)
+
+    def _owner(self) -> tuple[int, int]:
+        uids, gids = spec.id_maps(self.config)
+        return namespaces.to_host(uids, 0), namespaces.to_host(gids, 0)
+
+    def _stdio(self, notes: dict[str, str]) -> tuple[int, int, int]:
+        """The files that the process appends to by itself, or what the caller gave."""
+        out, err = notes.get(spec.LOG_STDOUT), notes.get(spec.LOG_STDERR)
+        given = self.stdio or (-1, -1, -1)
+        fds = [given[0], self._log(out) if out else given[1], self._log(err) if err else given[2]]
+        for index, fd in enumerate(fds):
+            if fd < 0:
+                fds[index] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+                self._open.append(fds[index])
+        return fds[0], fds[1], fds[2]
+
+    def _log(self, path: str) -> int:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        os.fchown(fd, *self._owner())
+        self._open.append(fd)
+        return fd
+
+    def _make_fifo(self, store: Store) -> None:
+        path = f"{store.folder(self.id)}/exec.fifo"
+        os.mkfifo(path, 0o622)
+        os.chmod(path, 0o622)
+        os.chown(path, *self._owner())
+        self.plan.fifo = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        self._open.append(self.plan.fifo)
+
+    def spawn(self, others: Iterable[Job]) -> None:
+        """Clone the process into its namespaces; it waits there for the word."""
+        self.channel, child = Channel.pair()
+        spaces = sources.namespace_paths(self.config)
+        flags = 0
+        for kind, path in spaces.items():
+            if not path and kind != "cgroup":  # a process enters its cgroup before it hides the rest
+                flags |= namespaces.FLAGS[kind]
+        try:
+            if spaces.get("user"):
+                self._spawn_by_middle(spaces, flags, child)
+            else:
+                with _Entered(spaces):
+                    self.pid, self.pidfd = sc.clone(flags)
+                if self.pid == 0:
+                    init.run(self.plan, child)
+        finally:
+            child.close()
+        self.document["start_ticks"] = proc.start_ticks(self.pid)
+
+    def _spawn_by_middle(self, spaces: dict[str, str], flags: int, child: Channel) -> None:
+        """A user namespace by path: a process in between enters it, and the container is our child still."""
+        middle = os.fork()
+        if middle == 0:
+            try:
+                user = os.open(spaces["user"], os.O_RDONLY | os.O_CLOEXEC)
+                entered = _Entered(spaces)
+                entered.enter()
+                if spaces.get("mount"):
+                    raise ContainerError("a mount namespace by path can't go with a user namespace by path")
+                sc.setns(user, sc.CLONE_NEWUSER, spaces["user"])
+                pid, _ = sc.clone(flags & ~sc.CLONE_NEWUSER | sc.CLONE_PARENT)
+                if pid == 0:
+                    init.run(self.plan, child)
+                child.send({"pid": pid})
+            except _EXPECTED as error:
+                child.send({"error": str(error)})
+            finally:
+                os._exit(0)
+        assert self.channel is not None
+        message, _ = self.channel.receive(30.0)
+        os.waitpid(middle, 0)
+        if message is None or "pid" not in message:
+            raise ContainerError((message or {}).get("error") or "the process in between died")
+        self.pid = message["pid"]
+        self.pidfd = sc.pidfd_open(self.pid)
+
+    def name_it(self, store: Store) -> None:
+        """Id maps, limits that need our rights, and the pid on disk."""
+        spaces = sources.namespace_paths(self.config)
+        if spaces.get("user") == "":
+            namespaces.write_maps(self.pid, *spec.id_maps(self.config))
+        process.raise_limits(self.pid, self.config["process"])
+        score = self.config["process"].get("oomScoreAdj")
+        if score is not None:
+            cgroups.write(f"/proc/{self.pid}/oom_score_adj", str(score))
+        self.document["pid"] = self.pid
+        store.write(self.id, self.document)
+
+    def go(self, maker: OverlayMaker | None) -> None:
+        """Make its root and its binds, hand them over, and give the word."""
+        assert self.channel is not None
+        fds: list[int] = []
+        userns = -1
+        try:
+            spaces = sources.namespace_paths(self.config)
+            if "user" in spaces:
+                userns = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            sysfs = sources.inside_network(self.config, userns)
+            if "mount" in spaces:
+                fds.append(sources.make_root(self.config, self.bundle, maker, userns))
+                if sysfs >= 0:
+                    fds.append(sysfs)
+                fds += sources.make_binds(self.config, self.bundle, userns)
+            oci = {"ociVersion": state.OCI_VERSION, "id": self.id, "pid": self.pid, "bundle": self.bundle}
+            self.channel.send({"go": True, "sysfs": sysfs >= 0, "state": {**oci, "status": "creating"}}, fds)
+        finally:
+            for fd in [*fds, *([userns] if userns >= 0 else [])]:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Close what only the launch needed; the pidfd and the console stay."""
+        for fd in self._open:
+            os.close(fd)
+        self._open = []
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+
+
+class _Entered:
+    """In the namespaces given by path, and back: for what a clone is to inherit."""
+
+    def __init__(self, spaces: dict[str, str]) -> None:
+        self.paths = {kind: spaces[kind] for kind in _PARENT_ENTERS if spaces.get(kind)}
+        self.home: dict[str, int] = {}
+
+    def enter(self) -> None:
+        """Enter them all."""
+        for kind, path in self.paths.items():
+            own = "pid_for_children" if kind == "pid" else namespaces.FILES[kind]
+            self.home[kind] = os.open(f"/proc/self/ns/{own}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                sc.setns(fd, namespaces.FLAGS[kind], path)
+            finally:
+                os.close(fd)
+
+    def __enter__(self) -> None:
+        try:
+            self.enter()
+        except OSError:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        for kind, fd in self.home.items():
+            sc.setns(fd, namespaces.FLAGS[kind], f"the first {kind} namespace")
+            os.close(fd)
+        self.home = {}
+
+
+def launch(store: Store, jobs: list[Job], layout: Layout, *, timeout: float = 60.0) -> None:
+    """Create (with `wait_for_start`) or start all jobs.  A failed one has `error` and leaves nothing behind.
+
+    Only in a single-threaded process: it changes its namespaces for moments.
+    """
+    alive = list(jobs)
+
+    def each(step: Callable[[Job], None]) -> None:
+        for job in list(alive):
+            try:
+                step(job)
+            except _EXPECTED as error:
+                text = f"config.json: {error!r}" if isinstance(error, (KeyError, TypeError)) else str(error)
+                _failed(job, text, getattr(error, "code", 1))
+                alive.remove(job)
+
+    each(lambda job: job.declare(store, layout))
+    each(lambda job: job.spawn(alive))
+    each(_attach)
+    each(lambda job: job.name_it(store))
+    each(lambda job: _parent_hooks(job, "prestart", "createRuntime"))
+    if any(sources.overlay_of(job.config)[0] for job in alive):
+        with OverlayMaker(_scratch(store)) as maker:
+            each(lambda job: job.go(maker))
+    else:
+        each(lambda job: job.go(None))
+    for job in _collect(alive, timeout):
+        job.document["status"] = "created" if job.wait_for_start else "running"
+        if not job.wait_for_start:
+            job.document["started"] = time.time()
+        try:
+            store.write(job.id, job.document)
+        except OSError as error:
+            _failed(job, str(error), 1)
+    for job in jobs:
+        job.close()
+        if job.error:
+            undo(store, job)
+
+
+def _attach(job: Job) -> None:
+    assert job.cgroup is not None
+    cgroups.attach_all([(job.cgroup, job.pid)])
+
+
+def _parent_hooks(job: Job, *kinds: str) -> None:
+    for kind in kinds:
+        rows = (job.config.get("hooks") or {}).get(kind)
+        if rows:
+            from labctl.runtime import hooks
+
+            hooks.run_all(rows, oci_state(job.document, "creating"), kind)
+
+
+def oci_state(document: dict[str, Any], status: str) -> dict[str, Any]:
+    """The state as the OCI spec has it: for hooks and for `labrun state`."""
+    found = {
+        "ociVersion": state.OCI_VERSION,
+        "id": document["id"],
+        "status": status,
+        "pid": document.get("pid") or 0,
+        "bundle": document.get("bundle") or "",
+    }
+    if document.get("annotations"):
+        found["annotations"] = document["annotations"]
+    return found
+
+
+def _scratch(store: Store) -> str:
+    """A folder to mount on, in a mount namespace that nobody else sees."""
+    path = f"{store.root}/.scratch"
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def _failed(job: Job, error: str, code: int) -> None:
+    job.error = error or "failed"
+    job.code = code
+
+
+def _collect(jobs: list[Job], timeout: float) -> list[Job]:
+    """Wait until each has become its program, is ready for start, or has failed."""
+    end = time.monotonic() + timeout
+    waiting = {job.channel.fileno(): job for job in jobs if job.channel is not None}
+    poll = select.poll()
+    for fd in waiting:
+        poll.register(fd, select.POLLIN)
+    good = []
+    while waiting:
+        left = end - time.monotonic()
+        events = poll.poll(int(left * 1000)) if left > 0 else []
+        if not events:
+            for job in waiting.values():
+                _failed(job, f"container did not start within {timeout:g} s", 1)
+            break
+        for fd, _ in events:
+            job = waiting[fd]
+            assert job.channel is not None
+            message, fds = job.channel.receive()
+            if message and message.get("console"):
+                job.console = fds[0]
+                continue
+            del waiting[fd]
+            poll.unregister(fd)
+            if message and "error" in message:
+                _failed(job, message["error"], message.get("code", 1))
+            elif message is None and _died(job):
+                _failed(job, "container process died during its start", 1)
+            else:
+                good.append(job)
+    return good
+
+
+def _died(job: Job) -> bool:
+    """Whether the end of the channel was a death by signal before execve (execve closes it as well).
+
+    /proc/PID/exe of a process that has become its program is the program; a zombie has none, and a program
+    that has ended already did start.
+    """
+    if not pidfds.ended(job.pidfd):
+        return False
+    info = os.waitid(os.P_PIDFD, job.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    # Our own code ends with a message or by a signal; SIGKILL is what the kernel's OOM killer sends.
+    return info is not None and info.si_code != os.CLD_EXITED and _never_ran(job)
+
+
+def _never_ran(job: Job) -> bool:
+    """A process that never called execve still has the name of this interpreter."""
+    mine = proc.read("/proc/self/comm")
+    return mine is not None and proc.read(f"/proc/{job.pid}/comm") == mine
+
+
+def undo(store: Store, job: Job) -> None:
+    """Remove everything of a job that failed; the error stays in `job.error`."""
+    if job.pidfd >= 0:
+        pidfds.send(job.pidfd, 9)
+        try:
+            os.waitid(os.P_PIDFD, job.pidfd, os.WEXITED)
+        except ChildProcessError:
+            pidfds.ended(job.pidfd, 5.0)
+        os.close(job.pidfd)
+        job.pidfd = -1
+    if job.declared:
+        if job.cgroup is not None:
+            try:
+                job.cgroup.remove()
+                job.cgroup.remove_empty_parents()
+            except (OSError, TimeoutError) as error:
+                job.error += f"; and then: {error}"
+        store.remove(job.id)
+
+
+def describe(job: Job) -> str:
+    """The state document as text (for tests and `--debug`)."""
+    return jsonio.dumps(job.document)

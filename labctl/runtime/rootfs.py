@@ -1,0 +1,288 @@
+"""Inside the new namespaces: every mount of the container, its devices, what is masked and read-only."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from labctl.linux import cgroups, mounts
+from labctl.linux import syscalls as sc
+from labctl.linux.mounts import Options
+from labctl.runtime.errors import ContainerError
+from labctl.runtime.sources import is_bind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Config = dict[str, Any]
+
+DEVICES = (
+    ("null", 1, 3, 0o666),
+    ("zero", 1, 5, 0o666),
+    ("full", 1, 7, 0o666),
+    ("random", 1, 8, 0o666),
+    ("urandom", 1, 9, 0o666),
+    ("tty", 5, 0, 0o666),
+)
+_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+)
+_MODES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+
+
+class RootBuilder:
+    """Builds the mount tree below the detached mount `root` and makes it "/".
+
+    `binds` are the descriptors of the bind mounts in order, `sysfs` one made by the parent or -1, `userns`
+    whether this process is in a user namespace of its own (then device nodes are bound, not made).
+    """
+
+    def __init__(self, config: Config, root: int, binds: list[int], sysfs: int, *, userns: bool) -> None:
+        self.config = config
+        self.linux: Config = config.get("linux") or {}
+        self.detached = root
+        self.root = root
+        self.binds = binds
+        self.sysfs = sysfs
+        self.userns = userns
+
+    def build(self) -> None:
+        """All mounts, devices and links; the old root is still "/" afterwards."""
+        rootfs = self.linux.get("rootfsPropagation") or "rprivate"
+        flags = Options([rootfs]).propagation or [sc.MS_PRIVATE | sc.MS_REC]
+        # A shared root would send our mounts to the host: first cut, then as asked for the new root alone.
+        hold = sc.MS_SLAVE if flags[0] & (sc.MS_SLAVE | sc.MS_SHARED) else sc.MS_PRIVATE
+        sc.mount(None, "/", None, hold | sc.MS_REC)
+        place = next(path for path in ("/tmp", "/mnt", "/root", "/") if os.path.isdir(path))
+        sc.move_mount(self.detached, sc.AT_FDCWD, place, "root file system")
+        os.fchdir(self.detached)
+        self.root = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        binds = iter(self.binds)
+        for mount in self.config.get("mounts") or ():
+            try:
+                self._mount(mount, next(binds) if is_bind(mount) else -1)
+            except OSError as error:
+                what = f"mount {mount.get('type') or mount.get('source')} to {mount['destination']}"
+                raise ContainerError(f"{what}: {error}") from error
+        self._devices()
+
+    def _mount(self, mount: Config, bind: int) -> None:
+        options = Options(mount.get("options") or ())
+        target = mount["destination"]
+        kind = mount.get("type") or "none"
+        if bind >= 0:
+            self._attach(bind, target, folder=stat.S_ISDIR(os.fstat(bind).st_mode))
+        elif kind == "cgroup" or kind == "cgroup2":
+            self._cgroup(target, options)
+        elif kind == "sysfs" and self.sysfs >= 0:
+            mounts.set_attributes(self.sysfs, options.attr_set, options.attr_clear)
+            self._attach(self.sysfs, target, folder=True)
+        else:
+            data = list(options.data)
+            if kind == "mqueue" or kind == "proc":
+                data = [word for word in data if "=" in word]
+            fd = mounts.filesystem(kind, data, options.attr_set, mount.get("source") or kind)
+            if options.copy_up:
+                self._copy_up(fd, target)
+            self._attach(fd, target, folder=True)
+            os.close(fd)
+        for word in options.propagation:
+            fd = mounts.open_in_root(self.root, target)
+            flags = sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if word & sc.MS_REC else 0)
+            sc.mount_setattr(fd, "", flags, propagation=word & ~sc.MS_REC)
+            os.close(fd)
+
+    def _attach(self, fd: int, target: str, *, folder: bool) -> None:
+        place = mounts.make_in_root(self.root, target, folder=folder)
+        try:
+            sc.move_mount(fd, place, "", target)
+        finally:
+            os.close(place)
+
+    def _copy_up(self, tmpfs: int, target: str) -> None:
+        """tmpcopyup: what the image has at `target` goes into the new tmpfs."""
+        try:
+            source = mounts.open_in_root(self.root, target, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return
+        _copy_tree(source, os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tmpfs))
+
+    def _cgroup(self, target: str, options: Options) -> None:
+        """The container's own view: cgroup2 as it is, the v1 hierarchies each below a tmpfs."""
+        layout = cgroups.Layout.detect()
+        if not layout.v1:
+            fd = mounts.filesystem("cgroup2", (), options.attr_set, "cgroup")
+            self._attach(fd, target, folder=True)
+            os.close(fd)
+            return
+        base = mounts.filesystem("tmpfs", ("mode=755", "size=16k"), 0, "tmpfs")
+        self._attach(base, target, folder=True)
+        by_point: dict[str, list[str]] = {}
+        for name, point in layout.v1.items():
+            by_point.setdefault(point, []).append(name)
+        for point, names in by_point.items():
+            last = os.path.basename(point)
+            fd = _filesystem_v1(names, options.attr_set)
+            if fd >= 0:
+                self._attach(fd, f"{target}/{last}", folder=True)
+                os.close(fd)
+            for name in names:
+                if name != last and "=" not in name:
+                    folder = mounts.open_in_root(self.root, target, os.O_RDONLY | os.O_DIRECTORY)
+                    os.symlink(last, name, dir_fd=folder)
+                    os.close(folder)
+        if layout.v2:
+            fd = mounts.filesystem("cgroup2", (), options.attr_set, "cgroup")
+            self._attach(fd, f"{target}/unified", folder=True)
+            os.close(fd)
+        mounts.set_attributes(base, options.attr_set & sc.MOUNT_ATTR_RDONLY, 0)
+        os.close(base)
+
+    def _devices(self) -> None:
+        """The usual nodes and links in /dev, unless /dev is a folder of the host, and `linux.devices`."""
+        mounted = [row for row in self.config.get("mounts") or () if row["destination"].rstrip("/") == "/dev"]
+        own = list(self.linux.get("devices") or ())
+        if mounted and is_bind(mounted[-1]):
+            return
+        taken = {row["path"] for row in own}
+        dev = os.open("/dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = mounts.make_in_root(self.root, "/dev", folder=True)
+        os.close(folder)
+        # Another file creation mask would take bits from the nodes' modes.
+        before = os.umask(0)
+        for name, major, minor, mode in DEVICES:
+            if f"/dev/{name}" not in taken:
+                row = {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor, "fileMode": mode}
+                self._device(row, dev)
+        for row in own:
+            self._device(row, dev)
+        os.umask(before)
+        os.close(dev)
+        folder = mounts.open_in_root(self.root, "/dev", os.O_RDONLY | os.O_DIRECTORY)
+        for name, link in (*_LINKS, ("ptmx", "pts/ptmx")):
+            try:
+                os.symlink(link, name, dir_fd=folder)
+            except FileExistsError:
+                if name == "ptmx":  # an image's own node would reach the host's devpts
+                    os.unlink(name, dir_fd=folder)
+                    os.symlink(link, name, dir_fd=folder)
+        os.close(folder)
+
+    def _device(self, row: Config, dev: int) -> None:
+        path = row["path"]
+        if self.userns:
+            source = mounts.tree(path)
+            self._attach(source, path, folder=False)
+            os.close(source)
+            return
+        parent = mounts.make_in_root(self.root, os.path.dirname(path), folder=True)
+        name = os.path.basename(path)
+        folder = mounts.open_in_root(parent, ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            mode = (row.get("fileMode") or 0o666) & 0o7777 | _MODES[row["type"]]
+            device = os.makedev(row.get("major") or 0, row.get("minor") or 0)
+            try:
+                os.mknod(name, mode, device, dir_fd=folder)
+            except FileExistsError:
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if stat.S_IFMT(found.st_mode) != stat.S_IFMT(mode) or found.st_rdev != device:
+                    raise
+            if row.get("uid") or row.get("gid"):
+                os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=folder)
+        finally:
+            os.close(folder)
+            os.close(parent)
+
+    def enter(self) -> None:
+        """Make it "/", then mask and protect."""
+        mounts.enter_root(self.detached)
+        if (word := self.linux.get("rootfsPropagation") or "").lstrip("r") in (
+            "shared",
+            "slave",
+            "unbindable",
+        ):
+            sc.mount(None, "/", None, Options([word]).propagation[0])
+
+    def protect(self) -> None:
+        """Read-only paths, masked paths and the read-only root; after the sysctls were written."""
+        for path in self.linux.get("readonlyPaths") or ():
+            try:
+                fd = mounts.tree(path, recursive=True)
+            except FileNotFoundError:
+                continue
+            mounts.set_attributes(fd, sc.MOUNT_ATTR_RDONLY, 0, recursive=True)
+            sc.move_mount(fd, sc.AT_FDCWD, path)
+            os.close(fd)
+        empty = -1
+        for path in self.linux.get("maskedPaths") or ():
+            try:
+                folder = stat.S_ISDIR(os.stat(path).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if not folder:
+                fd = mounts.tree("/dev/null")
+            else:
+                if empty < 0:  # one file system serves every masked folder
+                    empty = mounts.filesystem("tmpfs", ("size=0",), sc.MOUNT_ATTR_RDONLY, "tmpfs")
+                    fd = empty
+                else:
+                    fd = mounts.tree("", dirfd=empty)
+            sc.move_mount(fd, sc.AT_FDCWD, path)
+            if fd != empty:
+                os.close(fd)
+        if empty >= 0:
+            os.close(empty)
+        if (self.config.get("root") or {}).get("readonly"):
+            fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            mounts.set_attributes(fd, sc.MOUNT_ATTR_RDONLY, 0)
+            os.close(fd)
+
+
+def _filesystem_v1(names: list[str], attributes: int) -> int:
+    """One v1 hierarchy as the container sees it; -1 for one that only its first mounter may mount."""
+    try:
+        return mounts.filesystem("cgroup", names, attributes, "cgroup")
+    except OSError as error:
+        if error.errno in (1, 16, 22) and any("=" in name for name in names):
+            return -1  # name=systemd and the like carry no limits
+        raise
+
+
+def _copy_tree(source: int, target: int) -> None:
+    """Copy folders, files and links with modes and owners; both descriptors are closed."""
+    try:
+        for entry in os.listdir(source):
+            info = os.stat(entry, dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                os.mkdir(entry, 0o700, dir_fd=target)
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                _copy_tree(os.open(entry, flags, dir_fd=source), os.open(entry, flags, dir_fd=target))
+            elif stat.S_ISLNK(info.st_mode):
+                os.symlink(os.readlink(entry, dir_fd=source), entry, dir_fd=target)
+            elif stat.S_ISREG(info.st_mode):
+                _copy_file(entry, source, target)
+            else:
+                continue
+            os.chown(entry, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
+            if not stat.S_ISLNK(info.st_mode):
+                os.chmod(entry, stat.S_IMODE(info.st_mode), dir_fd=target)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _copy_file(name: str, source: int, target: int) -> None:
+    reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+    writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
+    try:
+        while part := os.read(reader, 1 << 20):
+            view = memoryview(part)
+            while view:
+                view = view[os.write(writer, view) :]
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -1,0 +1,176 @@
+"""What a container's parent makes for it, with the host's rights: its root, bind mounts, sysfs, net sysctls.
+
+All are detached mounts, handed over by descriptor: see labctl.linux.mounts.
+"""
+
+from __future__ import annotations
+
+import os
+
+from labctl.linux import mounts, namespaces
+from labctl.linux import syscalls as sc
+from labctl.linux.mounts import Options, OverlayMaker
+from labctl.runtime import jsonio, spec
+from labctl.runtime.errors import ContainerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Config = dict[str, Any]
+
+
+def namespace_paths(config: Config) -> dict[str, str]:
+    """{type: path, "" for a new one} of `linux.namespaces`."""
+    rows = (config.get("linux") or {}).get("namespaces") or ()
+    return {row["type"]: row.get("path") or "" for row in rows}
+
+
+def is_bind(mount: dict[str, Any]) -> bool:
+    """Whether an OCI mount is a bind mount."""
+    return mount.get("type") == "bind" or any(
+        word in ("bind", "rbind") for word in mount.get("options") or ()
+    )
+
+
+def overlay_of(config: Config) -> tuple[list[str], str, str]:
+    """(lowers bottom first, upper, work) from the annotations; ([], "", "") for a plain root."""
+    notes = config.get("annotations") or {}
+    lowers = jsonio.loads(notes.get(spec.LOWER) or "[]")
+    return list(lowers), notes.get(spec.UPPER) or "", notes.get(spec.WORK) or ""
+
+
+def make_root(config: Config, bundle: str, maker: OverlayMaker | None, userns: int) -> int:
+    """The detached root file system."""
+    lowers, upper, work = overlay_of(config)
+    if not lowers or maker is None:
+        path = os.path.join(bundle, config["root"]["path"])
+        if not os.path.isdir(path):
+            raise ContainerError(f"root file system {path} is not a folder")
+        return mounts.tree(path, recursive=True)
+    uids, gids = spec.id_maps(config)
+    owner = (namespaces.to_host(uids, 0), namespaces.to_host(gids, 0))
+    if upper:
+        mounts.prepare_upper(upper, work, lowers, owner)
+    return maker.make(lowers, upper, work, userns=userns)
+
+
+def make_binds(config: Config, bundle: str, userns: int) -> list[int]:
+    """One detached tree for each bind mount, in order.  Raises SyscallError that names the source."""
+    made: list[int] = []
+    try:
+        for mount in config.get("mounts") or ():
+            if not is_bind(mount):
+                continue
+            options = Options(mount.get("options") or ())
+            source = os.path.join(bundle, mount.get("source") or "")
+            recursive = bool(options.flags & sc.MS_REC)
+            made.append(mounts.tree(source, recursive=recursive))
+            if options.idmap or mount.get("uidMappings"):
+                _idmap(made[-1], mount, options, userns)
+            mounts.set_attributes(made[-1], options.attr_set, options.attr_clear)
+            mounts.set_attributes(made[-1], options.rec_set, options.rec_clear, recursive=True)
+    except OSError:
+        for fd in made:
+            os.close(fd)
+        raise
+    return made
+
+
+def _idmap(fd: int, mount: dict[str, Any], options: Options, userns: int) -> None:
+    """Map the owners: by the mount's own map, else by the container's user namespace."""
+    recursive = options.idmap == "ridmap"
+    if not mount.get("uidMappings"):
+        if userns < 0:
+            raise ContainerError(f"mount {mount['destination']}: idmap needs a user namespace or a map")
+        mounts.idmap(fd, userns, recursive=recursive)
+        return
+
+    def rows(name: str) -> list[namespaces.IdMap]:
+        return [(row["containerID"], row["hostID"], row["size"]) for row in mount.get(name) or ()]
+
+    hold, release = os.pipe2(os.O_CLOEXEC)
+    pid, pidfd = sc.clone(sc.CLONE_NEWUSER)
+    if pid == 0:
+        os.close(release)
+        os.read(hold, 1)
+        os._exit(0)
+    os.close(hold)
+    try:
+        namespaces.write_maps(pid, rows("uidMappings"), rows("gidMappings") or rows("uidMappings"))
+        space = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mounts.idmap(fd, space, recursive=recursive)
+        finally:
+            os.close(space)
+    finally:
+        os.close(release)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+
+
+def inside_network(config: Config, userns: int) -> int:
+    """What needs the host's rights inside a prepared network namespace: its sysctls and its sysfs.
+
+    Returns the descriptor of a detached sysfs, or -1 where the container can mount it itself.
+    """
+    path = namespace_paths(config).get("network")
+    if not path:
+        return -1
+    settings = net_sysctls(config)
+    wants_sysfs = userns >= 0 and any(row.get("type") == "sysfs" for row in config.get("mounts") or ())
+    if not settings and not wants_sysfs:
+        return -1
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sc.setns(target, sc.CLONE_NEWNET, path)
+        try:
+            for name, value in settings.items():
+                write_sysctl(name, value)
+            return mounts.filesystem("sysfs", source="sysfs") if wants_sysfs else -1
+        finally:
+            sc.setns(home, sc.CLONE_NEWNET, "the first network namespace")
+    finally:
+        os.close(target)
+        os.close(home)
+
+
+def net_sysctls(config: Config) -> dict[str, str]:
+    """The sysctls that belong to the network namespace.
+
+    With a user namespace two more: a network that the container's user namespace doesn't own gives it no
+    rights, so that it could neither serve port 80 nor ping.
+    """
+    linux = config.get("linux") or {}
+    found = {name: value for name, value in (linux.get("sysctl") or {}).items() if is_net(name)}
+    spaces = namespace_paths(config)
+    if "user" in spaces:
+        # The range is of ids as the writer sees them: the host for a prepared network, else the container.
+        size = sum(row["size"] for row in linux.get("gidMappings") or ())
+        last = 2147483647 if spaces.get("network") else size - 1
+        found.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
+        found.setdefault("net.ipv4.ping_group_range", f"0 {last}")
+    return found
+
+
+def is_net(name: str) -> bool:
+    """Whether a sysctl is one of the network namespace."""
+    return name.replace("/", ".").startswith("net.")
+
+
+def write_sysctl(name: str, value: str) -> None:
+    """Write one sysctl.  Dots and slashes as in sysctl(8): "net.ipv4.conf.eth0/1.forwarding" is eth0.1's."""
+    slash, dot = name.find("/"), name.find(".")
+    as_path = slash >= 0 and (dot < 0 or slash < dot)
+    path = name if as_path else name.translate(str.maketrans("./", "/."))
+    if ".." in path.split("/"):
+        raise ContainerError(f"bad sysctl name {name!r}")
+    try:
+        fd = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(value).encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise sc.SyscallError(error.errno or 5, "sysctl", f"{name} = {value}") from error
