@@ -1,0 +1,330 @@
+"""A node that is reached by SSH: a virtual machine of any tier.
+
+labctl's machines take commands in words of labctl's own (`labctl-exec`, templates/init/exec), so that argv,
+environment, folder and user arrive exactly in any image, even one without a shell.  Any other SSH server
+gets the same as a POSIX shell command line.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import queue
+import shlex
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Literal, cast
+
+from labctl.errors import LabError, UsageError
+from labctl.guest import copying
+from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stream
+from labctl.guest.ssh_connection import Connection, Endpoint, banner_up
+from labctl.guest.ssh_session import Session, raw, terminal_of, terminal_size
+
+__all__ = ["Endpoint", "SshMachine", "banner_up", "command_line", "ssh_command"]
+
+Protocol = Literal["labctl", "shell"]
+_LONGEST = 8000  # bytes; dropbear refuses commands above 9000
+_LOGS = "/run/labctl/log"
+_LOOK = """
+if [ -d "$1" ]; then kind=dir; elif [ -e "$1" ]; then kind=file; else kind=absent; fi
+real=$(readlink -f "$1"; echo x)
+printf '%s\\n%s' $kind "${real%?x}"
+"""
+
+
+def command_line(
+    argv: Sequence[str],
+    *,
+    protocol: Protocol = "labctl",
+    env: Mapping[str, str] | None = None,
+    cwd: str = "",
+    user: str = "",
+    own_tools: bool = False,
+) -> tuple[str, bytes]:
+    """What to send for argv: the command, and what to send before the command's own input.
+
+    `own_tools`: argv[0] is an applet of labctl's busybox.  Raises UsageError for what can't be sent.
+    """
+    if not argv:
+        raise UsageError("no command given")
+    if any("\0" in word for word in (*argv, cwd, user, *(env or {}), *(env or {}).values())):
+        raise UsageError("a command can't hold a NUL character")
+    if protocol == "shell":
+        return _shell_line(argv, env, cwd, user), b""
+    words = (["-b"] if own_tools else []) + (["-C", cwd] if cwd else []) + (["-u", user] if user else [])
+    for name, value in (env or {}).items():
+        words += ["-e", f"{name}={value}"]
+    text = shlex.join([*words, "--", *argv])
+    raw_text = os.fsencode(text)
+    if len(raw_text) <= _LONGEST:
+        return f"labctl-exec {text}", b""
+    return f"labctl-exec @{len(raw_text)}", raw_text
+
+
+def _shell_line(argv: Sequence[str], env: Mapping[str, str] | None, cwd: str, user: str) -> str:
+    words = list(argv)
+    if env:
+        words = ["env", *(f"{name}={value}" for name, value in env.items()), *words]
+    line = shlex.join(words)
+    if user not in ("", "0", "root"):
+        line = f"{_as_user(user)} {line}"
+    return f"cd {shlex.quote(cwd)} || exit 126; exec {line}" if cwd else f"exec {line}"
+
+
+def _as_user(user: str) -> str:
+    name, _, group = user.partition(":")
+    word = shlex.quote(name)
+    regid = shlex.quote(group) if group else f'"$(id -g {word} 2>/dev/null || echo 0)"'
+    groups = "--clear-groups" if group or name.isdigit() else "--init-groups"
+    return f"setpriv --reuid {word} --regid {regid} {groups}"
+
+
+def ssh_command(
+    endpoint: Endpoint, known_hosts: str, words: Sequence[str] = (), *, program: str = "ssh"
+) -> list[str]:
+    """The plain OpenSSH command line for a person, and the known_hosts file that it needs (written here).
+
+    The user's own configuration and known hosts are left out.  Raises LabError when it can't be written.
+    """
+    alias = endpoint.node.replace("/", ".") or endpoint.host
+    path = Path(known_hosts)
+    line = f"{alias} {' '.join(endpoint.host_key.split()[:2])}\n"
+    try:
+        if not path.exists() or path.read_text() != line:
+            fresh = path.with_name(f"{path.name}.{os.getpid()}")
+            fresh.write_text(line)
+            fresh.replace(path)
+    except OSError as error:
+        raise LabError(f"cannot write {path}: {error.strerror}") from error
+    options = {
+        "UserKnownHostsFile": f'"{known_hosts}"' if " " in known_hosts else known_hosts,
+        "GlobalKnownHostsFile": "/dev/null",
+        "HostKeyAlias": alias,
+        "StrictHostKeyChecking": "yes",
+        "IdentitiesOnly": "yes",
+        "PasswordAuthentication": "no",
+        "LogLevel": "ERROR",
+    }
+    argv = [program, "-F", "none", "-i", endpoint.key_file, "-p", str(endpoint.port)]
+    for name, value in options.items():
+        argv += ["-o", f"{name}={value}"]
+    return [*argv, f"{endpoint.user}@{endpoint.host}", *words]
+
+
+class SshMachine:
+    """Commands, files and logs of a machine over one SSH connection, which this process keeps.
+
+    Has the shape of Executes, Copies and HasLogs.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, protocol: Protocol = "labctl", timeout: float = 20.0) -> None:
+        self.endpoint = endpoint
+        self.protocol: Protocol = protocol
+        self.connection = Connection(endpoint, timeout=timeout)
+
+    def close(self) -> None:
+        """End the connection."""
+        self.connection.close()
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: Source = None,
+        stdout: Sink = None,
+        stderr: Sink = None,
+        tty: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        timeout: float | None = None,
+        own_tools: bool = False,
+    ) -> int:
+        """See `Executes.exec`.  With `own_tools` argv[0] is an applet of labctl's busybox in the machine."""
+        if timeout is not None and not tty and self.protocol == "labctl" and not own_tools:
+            # A server that loses its client leaves the command running: let the machine end it, a bit later.
+            argv, own_tools = ["timeout", "-s", "KILL", str(math.ceil(timeout) + 2), *argv], True
+        command, head = command_line(
+            argv, protocol=self.protocol, env=env, cwd=cwd, user=user, own_tools=own_tools
+        )
+        terminal = terminal_of(stdin) if tty else -1
+        if tty and head:
+            raise UsageError(
+                "the command is too long for a terminal", hint="put it into a script in the node"
+            )
+        return self._run(command, head, stdin, stdout, stderr, tty, terminal, timeout)
+
+    def _run(
+        self,
+        command: str,
+        head: bytes,
+        stdin: Source,
+        stdout: Sink,
+        stderr: Sink,
+        tty: bool,
+        terminal: int,
+        timeout: float | None,
+    ) -> int:
+        from paramiko import SSHException
+
+        with self.connection.session() as channel:
+            try:
+                if tty:
+                    columns, lines = terminal_size(terminal)
+                    channel.get_pty(os.environ.get("TERM", "xterm"), columns, lines)
+                channel.exec_command(os.fsencode(command))
+            except (SSHException, EOFError, OSError) as error:
+                raise LabError(
+                    f"{self.endpoint.where} did not start the command: {error or 'it hung up'}"
+                ) from error
+            with raw(terminal):
+                session = Session(channel, self.endpoint.where)
+                return session.wait(stdin, stdout, stderr, head=head, terminal=terminal, timeout=timeout)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        timeout: float | None = None,
+        own_tools: bool = False,
+    ) -> Completed:
+        """See `Executes.run`."""
+        out, err = io.BytesIO(), io.BytesIO()
+        code = self.exec(
+            argv,
+            stdin=io.BytesIO(input),
+            stdout=out,
+            stderr=err,
+            env=env,
+            cwd=cwd,
+            user=user,
+            timeout=timeout,
+            own_tools=own_tools,
+        )
+        return Completed(code, out.getvalue(), err.getvalue())
+
+    def copy_in(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
+        """See `Copies.copy_in`."""
+        return copying.copy_in(_SshTree(self), src, dest, stream, self.endpoint.where)
+
+    def copy_out(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
+        """See `Copies.copy_out`."""
+        return copying.copy_out(_SshTree(self), src, dest, stream, self.endpoint.where)
+
+    def logs(
+        self, stream: Stream | None = None, *, follow: bool = False, tail: int | None = None
+    ) -> Iterator[LogChunk]:
+        """See `HasLogs.logs`."""
+        lines = ["-n", "+1" if tail is None else str(max(tail, 0))]
+        chosen: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
+        argvs = {name: ["tail", *lines, *(["-F"] if follow else []), f"{_LOGS}/{name}"] for name in chosen}
+        if not follow:
+            for name, argv in argvs.items():
+                done = self.run(argv, user="0", cwd="/", timeout=60, own_tools=True)
+                if done.stdout:
+                    yield LogChunk(name, done.stdout)
+            return
+        yield from self._followed(argvs)
+
+    def _followed(self, argvs: Mapping[Stream, list[str]]) -> Iterator[LogChunk]:
+        chunks: queue.Queue[LogChunk | None] = queue.Queue(64)
+        # A channel each, held here so that closing them ends the threads when the reader stops.
+        files = {name: _Chunks(name, chunks) for name in argvs}
+
+        def follow(name: Stream) -> None:
+            with suppress(LabError):  # the node went away: the log ends
+                self.exec(argvs[name], stdout=cast(IO[bytes], files[name]), user="0", cwd="/", own_tools=True)
+            files[name].end()
+
+        for name in argvs:
+            threading.Thread(target=follow, args=(name,), name="log", daemon=True).start()
+        left = len(argvs)
+        try:
+            while left:
+                chunk = chunks.get()
+                if chunk is None:
+                    left -= 1
+                else:
+                    yield chunk
+        finally:
+            for file in files.values():
+                file.stop()
+
+
+class _Chunks(io.RawIOBase):
+    """A file whose writes become log chunks in a queue, until nobody reads it any more."""
+
+    def __init__(self, name: Stream, chunks: queue.Queue[LogChunk | None]) -> None:
+        self._name: Stream = name
+        self._chunks = chunks
+        self._stopped = threading.Event()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        block = bytes(data)  # type: ignore[call-overload]
+        if not self._put(LogChunk(self._name, block)):
+            raise BrokenPipeError(32, "nobody reads the log any more")
+        return len(block)
+
+    def end(self) -> None:
+        """Say that no more comes."""
+        self._put(None)
+
+    def stop(self) -> None:
+        """Nobody reads any more."""
+        self._stopped.set()
+
+    def _put(self, chunk: LogChunk | None) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._chunks.put(chunk, timeout=0.5)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+class _SshTree:
+    """The file tree of a machine, by busybox's tar (labctl's machines) or its own tar."""
+
+    def __init__(self, machine: SshMachine) -> None:
+        self._machine = machine
+        self._own = machine.protocol == "labctl"
+
+    def look(self, path: str) -> tuple[str, str]:
+        done = self._run(["sh", "-c", _LOOK, "sh", path])
+        if done.code:
+            raise LabError(f"cannot look at {path} in {self._machine.endpoint.where}: {done.errors.strip()}")
+        kind, _, real = os.fsdecode(done.stdout).partition("\n")
+        return kind, real or path
+
+    def pack(self, out: IO[bytes], directory: str, name: str) -> None:
+        errors = io.BytesIO()
+        argv = ["tar", "-c", "-f", "-", "-C", directory, f"./{name}"]
+        code = self._machine.exec(argv, stdout=out, stderr=errors, user="0", cwd="/", own_tools=self._own)
+        self._check(code, errors, "read", f"{directory}/{name}")
+
+    def unpack(self, stream: IO[bytes], directory: str) -> None:
+        errors = io.BytesIO()
+        argv = ["tar", "-x", "-p", "--numeric-owner", "-f", "-", "-C", directory]
+        code = self._machine.exec(argv, stdin=stream, stderr=errors, user="0", cwd="/", own_tools=self._own)
+        self._check(code, errors, "write to", directory)
+
+    def _run(self, argv: list[str]) -> Completed:
+        return self._machine.run(argv, user="0", cwd="/", own_tools=self._own)
+
+    def _check(self, code: int, errors: io.BytesIO, verb: str, path: str) -> None:
+        if code:
+            words = errors.getvalue().decode("utf-8", "replace").strip().splitlines()
+            reason = words[-1] if words else f"tar ended with {code}"
+            raise LabError(f"cannot {verb} {path} in {self._machine.endpoint.where}: {reason}")
