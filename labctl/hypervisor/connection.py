@@ -179,12 +179,15 @@ def connect(uri: str | None, home: Home) -> Libvirt:
     return reach(own if uri == "private" else uri, home)
 
 
-def reach(uri: str, home: Home | None) -> Libvirt:
-    """The pooled connection to exactly this URI; labctl's own daemon is started again when it is down."""
+def reach(uri: str, home: Home | None, *, sure: bool = True) -> Libvirt:
+    """The pooled connection to exactly this URI; labctl's own daemon is started again when it is down.
+
+    `sure` asks the daemon for a sign of life first (0.3 ms); without it the caller copes with Lost.
+    """
     with _pool_lock:
         known = _pool.get(uri)
         if known is not None:
-            if _alive(known):
+            if _alive(known, sure=sure):
                 return known
             known.close()
         own = home is not None and uri == private.uri(home)
@@ -200,11 +203,16 @@ def reach(uri: str, home: Home | None) -> Libvirt:
         return link
 
 
-def _alive(link: Libvirt) -> bool:
+def _alive(link: Libvirt, *, sure: bool = True) -> bool:
+    """Without an event loop libvirt only learns from a call that the other end is gone."""
     try:
-        return not link.dead and bool(link.conn.isAlive())
-    except library().libvirtError:
+        if link.dead or not link.conn.isAlive():
+            return False
+        if sure:
+            link.call(f"libvirt at {link.uri}", lambda conn: conn.getLibVersion(), seconds=5)
+    except (library().libvirtError, LabError):
         return False
+    return True
 
 
 def _dial(uri: str) -> Any:

@@ -55,10 +55,9 @@ def attach(domain: Domain, fd_in: int, fd_out: int, *, escape: bytes = ESCAPE, f
 def _open(domain: Domain, force: bool) -> Any:
     libvirt = library()
     flags = libvirt.VIR_DOMAIN_CONSOLE_FORCE if force else libvirt.VIR_DOMAIN_CONSOLE_SAFE
-    link = domain.link
 
     def open_console(found: Any) -> Any:
-        stream = link.conn.newStream()
+        stream = found.connect().newStream()
         found.openConsole(None, stream, flags)
         return stream
 

@@ -109,8 +109,8 @@ class Domain:
 
     @property
     def link(self) -> Libvirt:
-        """The connection to its libvirt; a private one that is down is started."""
-        return reach(self.uri, self.home)
+        """The connection to its libvirt; a private one that is down is started.  May turn out to be Lost."""
+        return reach(self.uri, self.home, sure=False)
 
     @property
     def daemonless(self) -> bool:
