@@ -67,6 +67,37 @@ def ls(session: Session) -> None:
 
 @app.command()
 @verb()
+def build(
+    session: Session,
+    refs: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE...", help="Recipes that come with labctl: micro, base, bench."),
+    ],
+    arch: Arch = "",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again, for newer packages.")] = False,
+) -> None:
+    """Build images from their recipes, unless they are there and nothing changed.
+
+    `up` does it by itself when a lab needs one.
+
+    \b
+    Examples:
+      labctl image build micro base
+      labctl image build base --rebuild
+      labctl image build micro --arch arm64
+    """
+    with session.drawing() as emit:
+        store = store_of(session)
+        images = [store.ensure(ref, emit, arch=arch, rebuild=rebuild) for ref in refs]
+    if session.json:
+        screen.document({"images": images})
+        return
+    for image in images:
+        screen.line(f"{image.ref}  {image.digest}  {screen.size(image.size)}")
+
+
+@app.command()
+@verb()
 def inspect(session: Session, ref: Ref, arch: Arch = "") -> None:
     """Show everything about an image: names, manifest, configuration.
 

@@ -138,7 +138,7 @@ def labctl(
     \b
       labctl up spectrum           one node a tier, from one image
       labctl compare spectrum      what differs between the tiers
-      labctl exec emulation -- uname -a
+      labctl exec emu -- uname -a
       labctl down spectrum
     """
 

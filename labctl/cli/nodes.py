@@ -79,7 +79,7 @@ def execute(
     \b
     Examples:
       labctl exec web -- ls -l /
-      labctl exec spectrum/emulation -- uname -r
+      labctl exec spectrum/emu -- uname -r
       tar c src | labctl exec web -- tar x -C /srv
       labctl exec -e LANG=C.UTF-8 -u www-data web -- id
     """
@@ -205,7 +205,7 @@ def ssh(
     \b
     Examples:
       labctl ssh web
-      labctl ssh spectrum/emulation
+      labctl ssh spectrum/emu
       labctl ssh web -- df -h /
     """
     _address, machine = _find(session, node)
@@ -223,7 +223,7 @@ def console(session: Session, node: Node) -> None:
 
     \b
     Examples:
-      labctl console emulation
+      labctl console emu
     """
     from labctl.guest.machine import HasConsole
 
@@ -263,7 +263,7 @@ def cp(
     \b
     Examples:
       labctl cp site/. web:/srv/www
-      labctl cp spectrum/emulation:/etc/os-release .
+      labctl cp spectrum/emu:/etc/os-release .
       labctl cp web:/var/log - | tar t
     """
     known = names.Names.read(session.home)
@@ -303,7 +303,7 @@ def logs(
     \b
     Examples:
       labctl logs web
-      labctl logs -f -n 20 spectrum/container
+      labctl logs -f -n 20 spectrum/box
       labctl logs web --stream stderr
     """
     from labctl.guest.machine import HasLogs

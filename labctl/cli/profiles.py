@@ -128,4 +128,4 @@ def init(
         raise UsageError(f"{file} is there already", hint="--force writes over it") from error
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from error
-    session.say(f"wrote {file}; next: labctl up {file if '/' in str(file) else f'./{file}'}")
+    session.say(f"wrote {file}; next: labctl up {file}")

@@ -69,7 +69,7 @@ def inspect(
     \b
     Examples:
       labctl inspect spectrum
-      labctl inspect spectrum/emulation | jq '.node.interfaces'
+      labctl inspect spectrum/emu | jq '.node.interfaces'
     """
     known = names.Names.read(session.home)
     if what in known.labs or not what:

@@ -139,6 +139,22 @@ def test_the_reference_is_current() -> None:
     assert (ROOT / "docs/cli.md").read_text() == markdown()
 
 
+def test_the_picture_of_the_spectrum_lab_is_current() -> None:
+    from labctl.cli import drawing, profiles
+
+    picture = drawing.svg(drawing.of_profile(profiles.load("spectrum", [])))
+    assert (ROOT / "docs/spectrum.svg").read_text() == picture
+
+
+def test_every_shipped_profile_is_named_in_the_help_and_valid(labctl: Cli) -> None:
+    from labctl.cli.main import EPILOG
+
+    for file in sorted((ROOT / "profiles").glob("*.yaml")):
+        assert file.stem in EPILOG
+        done = labctl("validate", file.stem)
+        assert done.returncode == 0, done.stderr
+
+
 def outcome(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
     def act() -> None:
         raise error
