@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -64,8 +65,9 @@ class Dns:
     def config_text(self) -> str:
         """The configuration file.
 
-        Paths in it are relative: dnsmasq stays in its folder (keep-in-foreground) and reads the hosts
-        file anew as an unprivileged user, who may not pass through the folders above it.
+        dnsmasq reads the hosts file as an unprivileged user.  Where that user may not pass through the
+        folders above it (a LABCTL_HOME in somebody's home), the names are in the configuration itself,
+        which is read with full rights, and a change of names restarts the server.
         """
         lines = [
             f"# {self.mark}",
@@ -76,9 +78,9 @@ class Dns:
             "port=53",
             "user=nobody",
             "group=nogroup",
-            "pid-file=dnsmasq.pid",
+            f"pid-file={self._base / 'dnsmasq.pid'}",
             "no-hosts",
-            "addn-hosts=hosts",
+            *([f"addn-hosts={self._base / 'hosts'}"] if self._reachable() else self._records()),
             f"domain={self.domain}",
             f"local=/{self.domain}/",
             "local=//",
@@ -90,6 +92,20 @@ class Dns:
         if not self.internet:
             lines.append("address=/#/")  # NXDOMAIN, where the lack of any server would be REFUSED
         return "\n".join(lines) + "\n"
+
+    def _reachable(self) -> bool:
+        try:
+            return all(folder.stat().st_mode & 0o001 for folder in self._base.parents if folder.exists())
+        except OSError:
+            return False
+
+    def _records(self) -> list[str]:
+        return [
+            f"host-record={name}.{self.domain},{name},{address.strip()}"
+            for name, addresses in sorted(self.hosts.items())
+            for address in addresses.split(",")
+            if address
+        ]
 
     def hosts_text(self) -> str:
         """The hosts file: every address with the short and the long name."""
@@ -226,27 +242,27 @@ def _cmdline(pid: int) -> list[str]:
         return []  # a zombie's is empty as well: it is gone
 
 
-def end(pid: int, ours: object) -> None:
+def end(pid: int, ours: Callable[[int], bool]) -> None:
     """End a process that `ours(pid)` says is ours: SIGTERM, then SIGKILL; returns when it is gone.
 
-    The pidfd is opened before the question, so that a reused number is never hit.
+    The pidfd is opened before the question, so that a reused number is never hit.  Raises TimedOut.
     """
-    assert callable(ours)
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        for number, patience in ((signal.SIGTERM, _END), (signal.SIGKILL, _END)):
-            if not ours(pid):
-                break
+        if not ours(pid):
+            return
+        ended = select.poll()
+        ended.register(fd, select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, number)
-            until = time.monotonic() + patience
-            while ours(pid) and time.monotonic() < until:
-                time.sleep(0.002)
-        if ours(pid):
-            raise TimedOut(f"process {pid} (dnsmasq) did not end on SIGKILL within {_END:g} s")
+            if ended.poll(_END * 1000):
+                break
+        else:
+            raise TimedOut(f"process {pid} (dnsmasq) did not end within {_END:g} s of SIGKILL")
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
     finally:

@@ -16,6 +16,7 @@ import pytest
 
 from labctl.linux import netlink, netnode, netns
 from labctl.looks import Owner
+from labctl.network import dns, inventory
 from labctl.network.bridge import Bridge
 from labctl.network.firewall import LabFirewall
 from labctl.network.model import BridgeRule, Interface, PublishedPort
@@ -25,8 +26,8 @@ WORLD4, WORLD6 = "198.51.100.2", "2001:db8::2"
 
 
 @pytest.fixture
-def own_host() -> Iterator[None]:
-    """The test's thread is in a network namespace of its own, with lo up."""
+def own_host(tmp_path: Path) -> Iterator[None]:
+    """The test's thread is in a network namespace of its own, with lo up; what a failed test left goes."""
     before = netns.current_fd()
     netns.unshare_net()
     try:
@@ -36,6 +37,12 @@ def own_host() -> Iterator[None]:
     finally:
         netns.enter_fd(before)
         os.close(before)
+        for point in inventory.namespaces():
+            if point.startswith(f"{tmp_path}/"):
+                netns.unbind(point)
+        for pid, _ in dns.servers():
+            if f"{tmp_path}/" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, 9)
 
 
 def sh(*argv: str, ok: bool = True, text: str = "") -> str:
