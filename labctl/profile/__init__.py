@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from labctl.profile.models import Tmpfs as Tmpfs
     from labctl.profile.models import Volume as Volume
     from labctl.profile.schema import json_schema as json_schema
-    from labctl.profile.starter import starter as starter
+    from labctl.profile.starting import starter as starter
     from labctl.profile.types import Condition as Condition
     from labctl.profile.types import Devices as Devices
     from labctl.profile.types import MountKind as MountKind
@@ -43,7 +43,7 @@ _HOMES = {
     "models": "Attachment Capabilities Check Expect File Mount Network Node Port Profile Ready Route Secret "
     "SecretUse Step Tmpfs Volume",
     "schema": "json_schema",
-    "starter": "starter",
+    "starting": "starter",
     "types": "Condition Devices MountKind Protocol Tier",
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -35,8 +35,17 @@ def load(
     `sets` are `-s` options ("nodes.web.memory=1G"), applied in order; `name` replaces the lab's name;
     with `images`, an image that is not among them is an error.  Raises ProfileError with every problem.
     """
-    text, folder, file = read_text(path)
-    return load_text(text, sets, name=name, file=file, folder=folder, images=images, environ=environ)
+    source = read_text(path)
+    profile = load_text(
+        source.text,
+        sets,
+        name=name,
+        file=source.name,
+        folder=source.folder,
+        images=images,
+        environ=environ,
+    )
+    return profile.model_copy(update={"source": source.file})
 
 
 def load_text(
@@ -72,8 +81,7 @@ def load_text(
         check_rules(profile, tree, problems, broken=broken, names=names, images=images, environ=env)
     problems.raise_any()
     assert profile is not None
-    source = str(shaping.folder / Path(file).name) if folder else ""
-    return profile.model_copy(update={"source": source})
+    return profile
 
 
 def _canonical(root: Item, shaping: Shaping) -> tuple[Item, dict[str, list[str]]]:

@@ -130,6 +130,9 @@ def spread_checks(checks: Item, names: dict[str, list[str]], shaping: Shaping) -
         label = check.map.get("name")
         for target in found:
             fields = {**check.map, "node": target}
+            if (needs := check.map.get("needs")) is not None and needs.items:
+                spread = [made(n, name) for n in needs.items for name in names.get(n.text, [n.text])]
+                fields["needs"] = needs.like(spread)
             if len(found) > 1 and label is not None and isinstance(label.value, str):
                 fields["name"] = made(label, f"{label.value} ({target.text})")
             result.append(check.like(fields))

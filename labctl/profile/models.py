@@ -355,6 +355,9 @@ class Check(Model):
     )
     interval: Duration = Field(default=1.0, description="Time between two tries.")
     timeout: Duration = Field(default=30.0, description="How long one try of the command may take.")
+    needs: Texts = Field(
+        default=(), description="Other nodes that it is about: where one is skipped, so is the check."
+    )
     hint: Text = Field(default="", description="What to tell a person when it doesn't hold.")
 
 

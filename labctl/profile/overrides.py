@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from labctl.errors import Problem, ProfileError, Where
-from labctl.profile.tree import Item, Problems, join
+from labctl.profile.tree import Item, Problems, join, printable
 from labctl.profile.words import nearest, shown
 from labctl.profile.yamlread import MOST_DEPTH, read_yaml
 
@@ -39,7 +39,7 @@ def apply_sets(root: Item, sets: Sequence[str], problems: Problems) -> Item:
 
 
 def _parse(option: str) -> tuple[Steps, Item]:
-    file = f"-s {option if len(option) <= 60 else option[:59] + '…'}"
+    file = f"-s {printable(option if len(option) <= 60 else option[:59] + '…')}"
     path, equals, text = option.partition("=")
     steps: Steps = []
     at = 0

@@ -35,6 +35,8 @@ def _node(rules: Rules, key: str, node: Node) -> None:
     taken: dict[str, str] = {}
     for index, file in enumerate(node.files):
         loc: Loc = (*place, "files", index)
+        if rules.is_broken(*loc):
+            continue
         if (file.content is None) == (not file.source):
             rules.say(loc, f"{file.path} needs content or source, one of the two")
         elif file.source:

@@ -98,6 +98,9 @@ def _check(rules: Rules, index: int, one: Check) -> None:
     place: Loc = ("checks", index)
     if one.node not in rules.profile.nodes and not rules.is_broken("nodes", one.node):
         _no_node(rules, (*place, "node"), one.node)
+    for name in one.needs:
+        if name not in rules.profile.nodes and not rules.is_broken("nodes", name):
+            _no_node(rules, (*place, "needs"), name)
     if one.interval <= 0 or one.timeout <= 0:
         rules.say(place, "interval and timeout must be more than 0")
     expect = one.expect

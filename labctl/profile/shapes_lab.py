@@ -98,6 +98,7 @@ def checks(item: Item, shaping: Shaping) -> Item:
     if not isinstance(item.value, list):
         return item if item.value is not None else item.like([])
     shapes: dict[str, Shape] = {
+        "needs": texts,
         "name": text,
         "command": command,
         "expect": _expect,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.data import data
@@ -14,14 +15,25 @@ from labctl.profile.words import nearest
 LIMIT = 1_000_000  # bytes; the largest lab known to us needs a twentieth
 
 
-def read_text(path: str | Path) -> tuple[str, Path, str]:
-    """The text of a profile, the folder its relative paths start from, and its file name.
+@dataclass(frozen=True)
+class Source:
+    """The text of a profile and where it is from."""
+
+    text: str
+    folder: Path  # where its relative paths start from
+    name: str  # as it was asked for, for messages
+    file: str = ""  # its absolute path; empty for standard input
+
+
+def read_text(path: str | Path) -> Source:
+    """The text of a profile.
 
     A name without a slash that is no file here may be a shipped profile ("hello"); "-" is standard
     input.  Raises ProfileError; never reads more than LIMIT bytes.
     """
     if str(path) == "-":
-        return _decode(sys.stdin.buffer.read(LIMIT + 1), "standard input"), Path.cwd(), "standard input"
+        text = _decode(sys.stdin.buffer.read(LIMIT + 1), "standard input")
+        return Source(text, Path.cwd(), "standard input")
     file = str(path)
     real = _locate(file)
     try:
@@ -41,7 +53,8 @@ def read_text(path: str | Path) -> tuple[str, Path, str]:
             raw = stream.read(LIMIT + 1)
         except OSError as error:
             raise _no(file, f"can't be read: {error.strerror}") from error
-    return _decode(raw, file), real.absolute().parent, file
+    full = real.absolute()
+    return Source(_decode(raw, file), full.parent, file, str(full))
 
 
 def shipped() -> list[str]:

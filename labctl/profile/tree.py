@@ -110,6 +110,7 @@ class Problems:
     def add(self, item: Item, message: str, hint: str = "", *, key: bool = False, field: str = "") -> None:
         """Note one problem; the same one at the same place (through `defaults`, a replica) counts once."""
         where = item.where(key=key, field=field)
+        message, hint = printable(message), printable(hint)
         self.found.setdefault((where, message), Problem(message, where, hint))
 
     def raise_any(self) -> None:
@@ -128,6 +129,12 @@ def join(path: str, step: str | int) -> str:
         return f"{path}[{step}]"
     word = step if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", step, re.ASCII) else quoted(step)
     return f"{path}.{word}" if path else word
+
+
+def printable(text: str) -> str:
+    """Text that can't disturb a terminal or a log: control characters escaped, very long text cut."""
+    cut = text if len(text) <= 1000 else text[:999] + "…"
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 def quoted(text: str) -> str:
