@@ -32,6 +32,7 @@ class Packing:
     owner: tuple[int, int] | None = None
     wanted: Wanted | None = None
     prefix: str = ""
+    root: bool = True  # whether the root folder itself is a member
     overlay: bool = True  # turn overlayfs' deletions into whiteouts
     numbers: dict[tuple[int, int], str] = field(default_factory=dict)  # inodes with several names
 
@@ -55,7 +56,8 @@ def pack(tree: Path, out: IO[bytes], packing: Packing | None = None) -> None:
 
 def _walk(tree: Path, how: Packing) -> Iterator[tuple[str, str]]:
     """(path in the image, path on disk), parents first, names in byte order."""
-    yield "", str(tree)
+    if how.root:
+        yield "", str(tree)
     stack = [iter(_entries(str(tree), "", how))]
     while stack:
         step = next(stack[-1], None)
