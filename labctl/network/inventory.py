@@ -96,7 +96,7 @@ def namespaces() -> list[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         words = line.split()
         if words[3].startswith("net:["):
-            points.append(words[4])
+            points.append(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4]))
     return points
 
 
