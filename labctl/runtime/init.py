@@ -25,16 +25,17 @@ class Plan:
 
     `stdio` are its descriptors 0, 1, 2; `fifo` an O_PATH descriptor to wait on before execve, or -1;
     `terminal` makes a pseudo terminal and sends its master; `preserve` further descriptors 3 … to keep;
-    `joined` are the namespace types that are entered by path.
+    `joined` are the namespace types that are entered by path, `cgroups` the folders of `Cgroup.by_name`.
     """
 
-    __slots__ = ("config", "fifo", "joined", "preserve", "program", "stdio", "terminal", "userns")
+    __slots__ = ("cgroups", "config", "fifo", "joined", "preserve", "program", "stdio", "terminal", "userns")
 
     def __init__(self, config: Config, program: bytes, stdio: tuple[int, int, int]) -> None:
         self.config = config
         self.program = program
         self.stdio = stdio
         self.fifo = -1
+        self.cgroups: dict[str, str] = {}
         self.terminal = bool((config.get("process") or {}).get("terminal"))
         self.preserve: list[int] = []
         spaces = sources.namespace_paths(config)
@@ -107,7 +108,7 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
     if "mount" in spaces:
         root, sysfs = fds[0], fds[1] if message["sysfs"] else -1
         binds = fds[2 if message["sysfs"] else 1 :]
-        builder = RootBuilder(config, root, binds, sysfs, userns=plan.userns)
+        builder = RootBuilder(config, root, binds, sysfs, plan.cgroups, userns=plan.userns)
         builder.build()
         if (hooks_ := (config.get("hooks") or {}).get("createContainer")) is not None:
             from labctl.runtime.hooks import run_all

@@ -87,6 +87,7 @@ class Job:
             devices.apply(self.cgroup, resources["devices"])
         self._plan = init.Plan(self.config, program, self._stdio(notes))
         self._plan.preserve = self.preserve
+        self._plan.cgroups = self.cgroup.by_name()
         if self.wait_for_start:
             self._make_fifo(store)
 
@@ -358,8 +359,7 @@ def _collect(jobs: list[Job], timeout: float) -> list[Job]:
 def _died(job: Job) -> bool:
     """Whether the end of the channel was a death by signal before execve (execve closes it as well).
 
-    /proc/PID/exe of a process that has become its program is the program; a zombie has none, and a program
-    that has ended already did start.
+    A program that has ended already did start.
     """
     if not pidfds.ended(job.pidfd):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` imports `enum`: 5 ms
+import marshal
 import os
 import resource
 
@@ -10,7 +11,6 @@ from labctl.linux import capabilities, seccomp
 from labctl.linux import syscalls as sc
 from labctl.runtime import spec, users
 from labctl.runtime.errors import ContainerError
-from labctl.runtime.jsonio import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _HANDLED = (
     _signal.SIGHUP,
     _signal.SIGCHLD,
 )
-_filters: dict[str, bytes] = {}
+_filters: dict[bytes, bytes] = {}
 
 
 def filter_of(config: Config) -> bytes:
@@ -36,7 +36,7 @@ def filter_of(config: Config) -> bytes:
     profile = (config.get("linux") or {}).get("seccomp")
     if not profile:
         return b""
-    key = dumps(profile)
+    key = marshal.dumps(profile)
     if key not in _filters:
         _filters[key] = seccomp.compile_filter(profile)
     return _filters[key]

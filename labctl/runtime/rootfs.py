@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from labctl.linux import cgroups, mounts
+from labctl.linux import mounts
 from labctl.linux import syscalls as sc
 from labctl.linux.mounts import Options
 from labctl.runtime.errors import ContainerError
@@ -37,17 +37,28 @@ _MODES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_I
 class RootBuilder:
     """Builds the mount tree below the detached mount `root` and makes it "/".
 
-    `binds` are the descriptors of the bind mounts in order, `sysfs` one made by the parent or -1, `userns`
-    whether this process is in a user namespace of its own (then device nodes are bound, not made).
+    `binds` are the descriptors of the bind mounts in order, `sysfs` one made by the parent or -1, `cgroups`
+    the container's folder in each hierarchy (v1 controller, "" for v2), `userns` whether this process is in
+    a user namespace of its own (then device nodes are bound, not made).
     """
 
-    def __init__(self, config: Config, root: int, binds: list[int], sysfs: int, *, userns: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        root: int,
+        binds: list[int],
+        sysfs: int,
+        cgroups: dict[str, str],
+        *,
+        userns: bool,
+    ) -> None:
         self.config = config
         self.linux: Config = config.get("linux") or {}
         self.detached = root
         self.root = root
         self.binds = binds
         self.sysfs = sysfs
+        self.cgroups = cgroups
         self.userns = userns
 
     def build(self) -> None:
@@ -112,35 +123,26 @@ class RootBuilder:
         _copy_tree(source, os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tmpfs))
 
     def _cgroup(self, target: str, options: Options) -> None:
-        """The container's own view: cgroup2 as it is, the v1 hierarchies each below a tmpfs."""
-        layout = cgroups.Layout.detect()
-        if not layout.v1:
-            fd = mounts.filesystem("cgroup2", (), options.attr_set, "cgroup")
-            self._attach(fd, target, folder=True)
-            os.close(fd)
+        """The container's own groups: on v2 the one folder, else a tmpfs with a folder for each hierarchy.
+
+        Binds of the folders, not mounts of their own: a v1 mount waits for the kernel's cgroup mutex, up to
+        100 ms when twenty containers start at once.  Hierarchies that the container isn't in stay out.
+        """
+        if set(self.cgroups) == {""}:
+            self._bind_group(self.cgroups[""], target, options)
             return
         base = mounts.filesystem("tmpfs", ("mode=755", "size=16k"), 0, "tmpfs")
         self._attach(base, target, folder=True)
-        by_point: dict[str, list[str]] = {}
-        for name, point in layout.v1.items():
-            by_point.setdefault(point, []).append(name)
-        for point, names in by_point.items():
-            last = os.path.basename(point)
-            fd = _filesystem_v1(names, options.attr_set)
-            if fd >= 0:
-                self._attach(fd, f"{target}/{last}", folder=True)
-                os.close(fd)
-            for name in names:
-                if name != last and "=" not in name:
-                    folder = mounts.open_in_root(self.root, target, os.O_RDONLY | os.O_DIRECTORY)
-                    os.symlink(last, name, dir_fd=folder)
-                    os.close(folder)
-        if layout.v2:
-            fd = mounts.filesystem("cgroup2", (), options.attr_set, "cgroup")
-            self._attach(fd, f"{target}/unified", folder=True)
-            os.close(fd)
+        for name, folder in self.cgroups.items():
+            self._bind_group(folder, f"{target}/{name or 'unified'}", options)
         mounts.set_attributes(base, options.attr_set & sc.MOUNT_ATTR_RDONLY, 0)
         os.close(base)
+
+    def _bind_group(self, folder: str, target: str, options: Options) -> None:
+        fd = mounts.tree(folder)
+        mounts.set_attributes(fd, options.attr_set, options.attr_clear)
+        self._attach(fd, target, folder=True)
+        os.close(fd)
 
     def _devices(self) -> None:
         """The usual nodes and links in /dev, unless /dev is a folder of the host, and `linux.devices`."""
@@ -240,16 +242,6 @@ class RootBuilder:
             fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mounts.set_attributes(fd, sc.MOUNT_ATTR_RDONLY, 0)
             os.close(fd)
-
-
-def _filesystem_v1(names: list[str], attributes: int) -> int:
-    """One v1 hierarchy as the container sees it; -1 for one that only its first mounter may mount."""
-    try:
-        return mounts.filesystem("cgroup", names, attributes, "cgroup")
-    except OSError as error:
-        if error.errno in (1, 16, 22) and any("=" in name for name in names):
-            return -1  # name=systemd and the like carry no limits
-        raise
 
 
 def _copy_tree(source: int, target: int) -> None:

@@ -1,0 +1,212 @@
+"""What is done to containers that exist: signals, freezing, limits, figures, removal; by labrun and by labs.
+
+Nothing here needs the keeper: everything is found by the state folder, the pidfd and the cgroup.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from labctl.linux import limits, pidfds, proc
+from labctl.linux.cgroups import Cgroup, Layout
+from labctl.runtime import signals, spec, state
+from labctl.runtime.errors import ContainerError, NotFoundError
+from labctl.runtime.state import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    Document = dict[str, Any]
+
+
+def open_process(document: Document) -> int:
+    """A pidfd of the container's first process, or -1."""
+    pid = state.running_pid(document)
+    return pidfds.open_pid(pid, document["start_ticks"]) if pid else -1
+
+
+def kill(store: Store, id_: str, signal: int, layout: Layout, *, everything: bool = False) -> None:
+    """Send a signal to the first process, or to all in the cgroup.  Raises ContainerError."""
+    document = store.read(id_)
+    if everything:
+        group = state.cgroup_of(document, layout)
+        if signal == 9:
+            group.kill()
+        else:
+            group.signal(signal)
+        return
+    fd = open_process(document)
+    if fd < 0:
+        raise ContainerError("container not running")
+    try:
+        if not pidfds.send(fd, signal):
+            raise ContainerError("container not running")
+        if signal == 9 and document.get("cgroup"):
+            group = state.cgroup_of(document, layout)
+            if group.frozen():  # on v1 a frozen process doesn't even die
+                group.freeze(False)
+    finally:
+        os.close(fd)
+
+
+def freeze(store: Store, id_: str, layout: Layout, on: bool) -> None:
+    """Pause or resume.  Raises ContainerError."""
+    document = store.read(id_)
+    now = state.status(store, document, layout)
+    wanted = ("running", "created") if on else ("paused",)
+    if now not in wanted:
+        raise ContainerError("container not running" if on else "container not paused")
+    state.cgroup_of(document, layout).freeze(on)
+
+
+def update(store: Store, id_: str, resources: dict[str, Any], layout: Layout) -> None:
+    """Change limits of a running container, in place.  Raises ContainerError."""
+    document = store.read(id_)
+    if not state.running_pid(document):
+        raise ContainerError("container not running")
+    extra = [
+        name
+        for name in limits.extra_controllers(resources)
+        if name not in (document.get("controllers") or ())
+    ]
+    if extra and any(name in layout.v1 for name in extra):
+        raise ContainerError(f"can't add the cgroup controller {extra[0]} to a running container")
+    limits.apply(state.cgroup_of(document, layout), resources)
+
+
+def stop_signal(document: Document) -> int:
+    """The signal that asks this container to end."""
+    name = (document.get("annotations") or {}).get(spec.STOP_SIGNAL)
+    return signals.parse(name) if name else signals.BY_NAME["TERM"]
+
+
+def heeds(pid: int, signal: int) -> bool:
+    """Whether pid 1 of a container does anything on this signal.
+
+    The kernel drops what the first process of a pid namespace has no handler for (pid_namespaces(7)), so
+    waiting for it would only cost time.  A mask that can't be read counts as heeding.
+    """
+    for line in (proc.read(f"/proc/{pid}/status") or "").splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (signal - 1) & 1)
+    return True
+
+
+def stop(
+    store: Store, ids: Iterable[str], layout: Layout, *, signal: int | None, timeout: float
+) -> dict[str, str]:
+    """Ask all to end, wait at most `timeout` seconds for all together, then kill their whole cgroups.
+
+    id → what went wrong ("" = stopped, or was not running).
+    """
+    errors: dict[str, str] = {}
+    waiting: dict[str, tuple[int, Document]] = {}
+    for id_ in ids:
+        errors[id_] = ""
+        try:
+            document = store.read(id_)
+            fd = open_process(document)
+            if fd < 0:
+                continue
+            waiting[id_] = (fd, document)
+            number = stop_signal(document) if signal is None else signal
+            group = state.cgroup_of(document, layout)
+            if group.frozen():
+                group.freeze(False)
+            if heeds(document["pid"], number):
+                pidfds.send(fd, number)
+            else:
+                group.kill()
+        except (OSError, ContainerError) as error:
+            errors[id_] = str(error)
+    end = time.monotonic() + timeout
+    for fd, _ in waiting.values():
+        pidfds.ended(fd, max(0.0, end - time.monotonic()))
+    for fd, document in waiting.values():
+        if not pidfds.ended(fd):
+            state.cgroup_of(document, layout).kill()
+    for id_, (fd, _) in waiting.items():
+        if not pidfds.ended(fd, 10.0):
+            errors[id_] = "still there 10 s after SIGKILL"
+        os.close(fd)
+    return errors
+
+
+def delete(store: Store, ids: Iterable[str], layout: Layout, *, force: bool) -> dict[str, str]:
+    """Remove containers: processes, cgroups, state.  id → what went wrong; an absent one is fine.
+
+    Without `force` one that runs is an error.  All are killed first and waited for together.
+    """
+    errors: dict[str, str] = {}
+    gone: list[tuple[str, int, Document, Cgroup | None]] = []
+    for id_ in ids:
+        errors[id_] = ""
+        try:
+            document = store.read(id_)
+        except NotFoundError:
+            continue
+        except (OSError, ContainerError) as error:
+            errors[id_] = str(error)
+            continue
+        fd = open_process(document)
+        if fd >= 0 and not force and state.status(store, document) != "stopped":
+            os.close(fd)
+            errors[id_] = (
+                f"cannot delete container {id_} that is not stopped: {state.status(store, document, layout)}"
+            )
+            continue
+        group = state.cgroup_of(document, layout) if document.get("cgroup") else None
+        try:
+            if fd >= 0:
+                pidfds.send(fd, 9)
+            if group is not None and group.exists():
+                if group.frozen():
+                    group.freeze(False)
+                group.kill()
+            gone.append((id_, fd, document, group))
+        except (OSError, TimeoutError) as error:
+            errors[id_] = str(error)
+    for id_, fd, document, group in gone:
+        try:
+            if fd >= 0 and not pidfds.ended(fd, 10.0):
+                raise ContainerError(f"process {document['pid']} is still there 10 s after SIGKILL")
+            if group is not None:
+                group.remove()
+            _poststop(store, id_, document)
+            store.remove(id_)
+        except (OSError, ContainerError, TimeoutError) as error:
+            errors[id_] = str(error)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+    for path in {os.path.dirname(group.path) for _, _, _, group in gone if group is not None}:
+        Cgroup(f"{path}/x", layout).remove_empty_parents()
+    return errors
+
+
+def _poststop(store: Store, id_: str, document: Document) -> None:
+    rows = (store.config(id_).get("hooks") or {}).get("poststop")
+    if rows:
+        from labctl.runtime import hooks, launch
+
+        hooks.run_all(rows, launch.oci_state(document, "stopped"), "poststop")
+
+
+def figures(store: Store, id_: str, layout: Layout) -> dict[str, int]:
+    """What `limits.stats` says of a container; {} when it is gone.  Raises NotFoundError."""
+    document = store.read(id_)
+    return limits.stats(state.cgroup_of(document, layout)) if document.get("cgroup") else {}
+
+
+def record_exit(store: Store, id_: str, code: int | None) -> None:
+    """Write down that a container has ended; one that is being removed meanwhile is left alone."""
+    try:
+        document = store.read(id_)
+        if document.get("exit_code") is None:
+            document.update(status="stopped", exit_code=code, finished=time.time())
+            store.write(id_, document)
+    except (NotFoundError, FileNotFoundError):
+        return

@@ -1,0 +1,297 @@
+"""What a lab says to its keeper, and what it can do without one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labctl.linux import pidfds
+from labctl.linux.cgroups import Layout
+from labctl.runtime import actions, keeper, state
+from labctl.runtime.errors import ContainerError, NotFoundError
+from labctl.runtime.state import Store
+
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from labctl.runtime.keeper import main; main(sys.argv[2])"
+)
+_START_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One container to start: its id, and the bundle (a folder with config.json)."""
+
+    id: str
+    bundle: str
+
+
+@dataclass(frozen=True)
+class ContainerState:
+    """What a container is now.
+
+    `status` is creating, created, running, paused or stopped; `exit_code` None while it runs, and for one
+    that ended while no keeper was there to see it; times are seconds since the epoch.
+    """
+
+    id: str
+    status: str
+    pid: int
+    exit_code: int | None
+    created: float
+    started: float | None
+    finished: float | None
+    bundle: str
+    root: str  # the store's root: with the id all that exec_in needs
+    cgroup: str
+
+
+@dataclass(frozen=True)
+class ContainerStats:
+    """Figures of one container; None where this machine doesn't count it."""
+
+    memory_bytes: int | None
+    memory_peak_bytes: int | None
+    memory_limit_bytes: int | None
+    cpu_ns: int | None
+    pids: int | None
+    oom_kills: int | None
+
+
+class KeeperGone(ContainerError):
+    """The keeper died while it worked; what it had started goes on."""
+
+
+def state_of(root: str | Path, id_: str, layout: Layout | None = None) -> ContainerState:
+    """The state of one container.  Raises NotFoundError."""
+    store = Store(str(root))
+    document = store.read(id_)
+    now = state.status(store, document, layout or Layout.detect())
+    return ContainerState(
+        id=id_,
+        status=now,
+        pid=0 if now == "stopped" else int(document.get("pid") or 0),
+        exit_code=document.get("exit_code"),
+        created=float(document.get("created") or 0.0),
+        started=document.get("started"),
+        finished=document.get("finished"),
+        bundle=document.get("bundle") or "",
+        root=str(root),
+        cgroup=document.get("cgroup") or "",
+    )
+
+
+class KeeperClient:
+    """All containers of one lab.  Safe to make anywhere: it starts a keeper only to launch."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(Path(root).absolute())
+        self.store = Store(self.root)
+        self._layout: Layout | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Where this machine's cgroups are."""
+        if self._layout is None:
+            self._layout = Layout.detect()
+        return self._layout
+
+    # -- talking to the keeper
+
+    def _connect(self) -> socket.socket | None:
+        """A connection, or None when no keeper listens."""
+        try:
+            name, fd = keeper.address(self.root)
+        except FileNotFoundError:
+            return None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_START_SECONDS)
+            sock.connect(name)
+            return sock
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            return None
+        finally:
+            os.close(fd)
+
+    def _start(self) -> None:
+        """Start a keeper; returns when it listens (or another one does).  Raises ContainerError."""
+        base = Path(__file__).resolve().parents[2]
+        python = sys.executable or "/usr/bin/python3"
+        command = [python, "-I", "-S", "-c", _START, str(base), self.root]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                cwd="/",
+                timeout=_START_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ContainerError(f"keeper of {self.root} not up after {_START_SECONDS:g} s") from None
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise ContainerError(
+                f"keeper of {self.root} failed to start: {said[-1] if said else done.returncode}"
+            )
+
+    def _ask(self, request: dict[str, Any], timeout: float, *, start: bool = False) -> dict[str, Any] | None:
+        """The answer, or None when there is no keeper and none was to be started.  Raises KeeperGone."""
+        sock = self._connect()
+        if sock is None:
+            if not start:
+                return None
+            self._start()
+            end = time.monotonic() + _START_SECONDS
+            while (sock := self._connect()) is None:
+                if time.monotonic() > end:
+                    raise ContainerError(f"keeper of {self.root} does not answer")
+                time.sleep(0.005)
+        with contextlib.closing(sock):
+            sock.settimeout(timeout)
+            try:
+                sock.sendall(json.dumps(request).encode())
+                sock.shutdown(socket.SHUT_WR)
+                parts = []
+                while part := sock.recv(65536):
+                    parts.append(part)
+            except TimeoutError:
+                raise ContainerError(f"keeper of {self.root} gave no answer within {timeout:g} s") from None
+            except (BrokenPipeError, ConnectionResetError):
+                parts = []
+        if not parts:
+            raise KeeperGone(f"the keeper of {self.root} died while it worked")
+        answer: dict[str, Any] = json.loads(b"".join(parts))
+        if "error" in answer:
+            raise ContainerError(f"keeper: {answer['error']}")
+        return answer
+
+    # -- what needs a keeper
+
+    def launch(self, items: Sequence[Launch], timeout: float = 60.0) -> dict[str, str]:
+        """Start containers in one batch: id → error text ("" = it runs).
+
+        One that runs already is fine; one that has ended is started anew with its upper layer as it is.  A
+        keeper that dies meanwhile is replaced once.  Raises ContainerError when there can be none.
+        """
+        rows = [[item.id, str(Path(item.bundle).absolute())] for item in items]
+        request = {"op": "launch", "items": rows, "timeout": timeout}
+        try:
+            answer = self._ask(request, timeout + 15.0, start=True)
+        except KeeperGone:
+            answer = self._ask(request, timeout + 15.0, start=True)
+        errors: dict[str, str] = (answer or {})["errors"]
+        return errors
+
+    def close(self) -> None:
+        """End the keeper, unless a container still runs; no keeper is fine."""
+        with contextlib.suppress(KeeperGone):
+            self._ask({"op": "close"}, 10.0)
+
+    def keeper_pid(self) -> int:
+        """The keeper's pid, 0 when there is none."""
+        answer = self._ask({"op": "ping"}, 10.0)
+        return int(answer["pid"]) if answer else 0
+
+    # -- what doesn't
+
+    def states(self) -> dict[str, ContainerState]:
+        """id → state, from the state folders and the kernel; starts nothing."""
+        found = self._states()
+        if any(one.status == "stopped" and one.exit_code is None for one in found.values()):
+            with contextlib.suppress(KeeperGone):
+                if self._ask({"op": "reap"}, 10.0) is not None:
+                    found = self._states()
+        return found
+
+    def _states(self) -> dict[str, ContainerState]:
+        found = {}
+        for id_ in self.store.ids():
+            with contextlib.suppress(NotFoundError):
+                found[id_] = state_of(self.root, id_, self.layout)
+        return found
+
+    def stop(self, ids: Iterable[str], *, signal: int | None = None, timeout: float = 10.0) -> dict[str, str]:
+        """Ask to end (the configured stop signal), then SIGKILL the whole cgroup: id → error text.
+
+        A first process without a handler for the signal is killed at once: the kernel would drop it.
+        """
+        return actions.stop(self.store, ids, self.layout, signal=signal, timeout=timeout)
+
+    def kill(self, id_: str, signal: int) -> None:
+        """Send a signal to the first process.  Raises ContainerError."""
+        actions.kill(self.store, id_, signal, self.layout)
+
+    def pause(self, ids: Iterable[str]) -> dict[str, str]:
+        """Freeze: id → error text."""
+        return self._each(ids, lambda id_: actions.freeze(self.store, id_, self.layout, True))
+
+    def resume(self, ids: Iterable[str]) -> dict[str, str]:
+        """Thaw: id → error text."""
+        return self._each(ids, lambda id_: actions.freeze(self.store, id_, self.layout, False))
+
+    def _each(self, ids: Iterable[str], action: Any) -> dict[str, str]:
+        errors = {}
+        for id_ in ids:
+            try:
+                action(id_)
+                errors[id_] = ""
+            except (ContainerError, OSError) as error:
+                errors[id_] = str(error)
+        return errors
+
+    def wait(self, id_: str, timeout: float) -> int:
+        """The exit code (128 + signal), once it has ended.  Raises TimeoutError, NotFoundError.
+
+        Raises ContainerError when it ended unseen, so that nobody knows its code.
+        """
+        end = time.monotonic() + timeout
+        fd = actions.open_process(self.store.read(id_))
+        try:
+            if fd >= 0 and not pidfds.ended(fd, timeout):
+                raise TimeoutError(f"container {id_} still runs after {timeout:g} s")
+            grace = time.monotonic() + 5.0
+            while True:
+                one = self.states().get(id_)
+                if one is None:
+                    raise NotFoundError(id_)
+                if one.exit_code is not None:
+                    return one.exit_code
+                status = pidfds.wait_status(fd) if fd >= 0 else None
+                if status is not None:
+                    return pidfds.exit_code(status)
+                if fd < 0 or time.monotonic() > max(grace, end):
+                    raise ContainerError(f"container {id_} ended unseen: its exit code is not known")
+                time.sleep(0.01)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def delete(self, ids: Iterable[str]) -> dict[str, str]:
+        """Kill, remove cgroup and state: id → error text; an absent one is fine."""
+        return actions.delete(self.store, ids, self.layout, force=True)
+
+    def update(self, id_: str, resources: dict[str, Any]) -> None:
+        """Change limits in place (`spec.resources`).  Raises ContainerError."""
+        actions.update(self.store, id_, resources, self.layout)
+
+    def stats(self, ids: Iterable[str]) -> dict[str, ContainerStats]:
+        """id → figures; one that doesn't exist is left out."""
+        found = {}
+        for id_ in ids:
+            with contextlib.suppress(NotFoundError):
+                row = actions.figures(self.store, id_, self.layout)
+                keys = ("memory", "memory_peak", "memory_limit", "cpu_ns", "pids", "oom_kills")
+                found[id_] = ContainerStats(*(row.get(key) for key in keys))
+        return found
