@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from labctl.cli.profiles import ProfileArgument, SetOption, load
 from labctl.cli.session import Session, verb
 from labctl.errors import CheckFailed, Interrupted, UsageError
 from labctl.lab import api
+
+if TYPE_CHECKING:
+    from labctl.lab.checks import CheckResult
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -84,7 +88,7 @@ def up(
             f"interrupted; lab {loaded.name} is incomplete",
             hint=f"`{again}` continues it, `labctl down {loaded.name}` removes it",
         ) from error
-    results = []
+    results: list[CheckResult] = []
     if checks:
         with session.drawing() as emit:
             results = api.checks(loaded.name, how, emit)
@@ -101,9 +105,10 @@ def up(
     return _verdict(results)
 
 
-def _verdict(results: Any) -> int:
-    """Exit code 3 when a check did not hold."""
-    return CheckFailed.exit_code if any(not result.passed for result in results or ()) else 0
+def _verdict(results: Sequence[CheckResult]) -> int:
+    """Exit code 3 when a check did not hold; one that was skipped with its node is no failure."""
+    failed = any(not result.passed and not result.skipped for result in results)
+    return CheckFailed.exit_code if failed else 0
 
 
 @app.command()
@@ -320,11 +325,18 @@ def check(session: Session, lab: LabArgument = "") -> int:
     return _verdict(results)
 
 
-def show_checks(results: Any) -> None:
+def show_checks(results: Sequence[CheckResult]) -> None:
     """A line a check, and what was found instead where one did not hold."""
     for result in results:
-        screen.line(f"{'ok  ' if result.passed else 'FAIL'}  {screen.clean(result.name)}")
+        mark = "skip" if result.skipped else "ok  " if result.passed else "FAIL"
+        screen.line(f"{mark}  {screen.clean(result.name)}")
         if not result.passed:
             screen.line(f"      {screen.clean(result.detail)}")
+            if result.hint:
+                screen.line(f"      hint: {screen.clean(result.hint)}")
     good = sum(1 for result in results if result.passed)
-    screen.line(f"{good} of {len(results)} checks hold")
+    asked = sum(1 for result in results if not result.skipped)
+    screen.line(
+        f"{good} of {asked} checks hold"
+        + (f", {len(results) - asked} skipped" if asked < len(results) else "")
+    )

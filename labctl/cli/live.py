@@ -17,7 +17,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from labctl.cli.progress import failure
+from labctl.cli.progress import failure, topic
 from labctl.cli.screen import clean, seconds
 from labctl.events import Event, NodePhase, Note, Progress, StepDone, StepFailed, StepStarted
 
@@ -82,9 +82,9 @@ class Picture:
         elif isinstance(event, Note):
             self._say(event.text, {"warning": "yellow", "error": "red"}.get(event.level, ""))
         elif isinstance(event, Progress):
-            self._bars[event.what] = event
+            self._bars[topic(event)] = event
             if event.total and event.done >= event.total:
-                del self._bars[event.what]
+                del self._bars[topic(event)]
 
     def _say(self, text: str, style: str) -> None:
         self._console.print(Text(clean(text), style=style))

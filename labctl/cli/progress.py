@@ -100,16 +100,22 @@ class Lines:
 
     def _progress(self, event: Progress) -> str:
         """The start, the end, and every fifth second between: a log is no place for a bar."""
-        now, last = time.monotonic(), self._told.get(event.what)
+        what = topic(event)
+        now, last = time.monotonic(), self._told.get(what)
         ended = event.total > 0 and event.done >= event.total
         if last is not None and not ended and now - last < 5:
             return ""
         if ended:
-            self._told.pop(event.what, None)
+            self._told.pop(what, None)
         else:
-            self._told[event.what] = now
+            self._told[what] = now
         share = f": {100 * event.done / event.total:.0f} %" if event.total else ""
         return f"{event.what}{share}"
+
+
+def topic(event: Progress) -> str:
+    """What the progress is about, without the step that it has come to ("image base: libc6")."""
+    return event.what.partition(": ")[0]
 
 
 def owner(event: StepStarted | StepDone | StepFailed) -> str:
