@@ -7,6 +7,7 @@ import os
 import select
 import struct
 
+from labctl.linux import proc
 from labctl.linux import syscalls as sc
 
 _PIDFD_GET_INFO = 0xC0000000 | (72 << 16) | (0xFF << 8) | 11  # _IOWR(0xFF, 11, 72 bytes), Linux 6.13
@@ -15,8 +16,6 @@ _INFO_EXIT = 1 << 3  # Linux 6.15
 
 def open_pid(pid: int, start: int | None = None) -> int:
     """A pidfd of `pid`, or -1 when it is gone or, by its start time in ticks, is not the one meant."""
-    from labctl.linux import proc
-
     try:
         fd = sc.pidfd_open(pid)
     except OSError as error:

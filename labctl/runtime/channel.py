@@ -30,6 +30,11 @@ class Channel:
         left, right = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
         return cls(left), cls(right)
 
+    @classmethod
+    def of_fd(cls, fd: int) -> Channel:
+        """An end that is already open."""
+        return cls(_socket.socket(fileno=fd))
+
     def fileno(self) -> int:
         """The descriptor."""
         return self.sock.fileno()

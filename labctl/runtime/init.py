@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
+import struct
 import termios
 
 from labctl.linux import syscalls as sc
@@ -140,9 +142,6 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
 
 def _loopback_up() -> None:
     """Bring lo up in a new network namespace: SIOCSIFFLAGS, netdevice(7)."""
-    import _socket
-    import struct
-
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     fcntl.ioctl(sock.fileno(), 0x8914, struct.pack("16sh22x", b"lo", 1))
     sock.close()
@@ -154,8 +153,6 @@ def _terminal(plan: Plan, channel: Channel) -> tuple[int, int, int]:
     slave = open_slave(master)
     size = (plan.config.get("process") or {}).get("consoleSize")
     if size:
-        import struct
-
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", size["height"], size["width"], 0, 0))
     if os.path.isdir("/dev/pts"):
         name = os.readlink(f"/proc/self/fd/{slave}") if os.path.exists("/proc/self/fd") else ""
@@ -169,8 +166,6 @@ def _terminal(plan: Plan, channel: Channel) -> tuple[int, int, int]:
 
 def open_slave(master: int) -> int:
     """Unlock and open the other side of a pseudo terminal (TIOCSPTLCK, TIOCGPTPEER)."""
-    import struct
-
     fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))
     slave: int = fcntl.ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     return slave

@@ -1,0 +1,420 @@
+"""One more process in a running container: all its namespaces, its cgroup, its rights and its filter."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+import termios
+import time
+
+from labctl.linux import capabilities, cgroups, namespaces, pidfds
+from labctl.linux import syscalls as sc
+from labctl.linux.cgroups import Cgroup, Layout
+from labctl.runtime import process, sources, state
+from labctl.runtime.channel import Channel
+from labctl.runtime.errors import ContainerError
+from labctl.runtime.init import open_slave
+from labctl.runtime.process import Finisher
+from labctl.runtime.state import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Protocol
+
+    class HasState(Protocol):
+        """What names a container: labctl.runtime.client.ContainerState does."""
+
+        @property
+        def id(self) -> str: ...
+        @property
+        def root(self) -> str: ...
+
+
+_START_SECONDS = 30.0
+
+
+class Target:
+    """Where to go: a container, or a bare pid whose namespaces, cgroup and capabilities are taken."""
+
+    def __init__(self, pid: int, config: dict[str, Any], group: Cgroup | None, kinds: list[str]) -> None:
+        self.pid = pid
+        self.config = config
+        self.group = group
+        self.kinds = kinds
+
+    @classmethod
+    def of_container(cls, root: str, id_: str, layout: Layout | None = None) -> Target:
+        """Raises ContainerError when it doesn't run."""
+        store = Store(root)
+        document = store.read(id_)
+        where = layout or Layout.detect()
+        now = state.status(store, document, where)
+        if now != "running" and now != "created":
+            raise ContainerError(f"cannot exec in a {now} container")
+        config = store.config(id_)
+        return cls(
+            document["pid"], config, state.cgroup_of(document, where), list(sources.namespace_paths(config))
+        )
+
+    @classmethod
+    def of_pid(cls, pid: int) -> Target:
+        """The namespaces in which `pid` differs from us; its cgroup if it has one of its own."""
+        kinds = []
+        for kind in namespaces.FILES:
+            try:
+                if namespaces.identity(pid, kind) != namespaces.identity(os.getpid(), kind):
+                    kinds.append(kind)
+            except OSError as error:
+                raise ContainerError(f"process {pid} does not exist") from error
+        sets = capabilities.of_process(pid)
+        names = {kind: capabilities.names(sets[kind]) for kind in ("bounding", "effective", "permitted")}
+        layout = Layout.detect()
+        groups = {path for path in groups_of(pid) if path != "/"}
+        group = Cgroup(groups.pop(), layout) if len(groups) == 1 else None
+        return cls(pid, {"process": {"capabilities": names, "noNewPrivileges": True}}, group, kinds)
+
+
+def groups_of(pid: int) -> list[str]:
+    """The cgroup paths of a process."""
+    return list(cgroups.of_process(pid).values())
+
+
+class ExecProcess:
+    """A process that runs in a container, a child of ours.  `master` is its terminal's other end, or -1."""
+
+    def __init__(self, pid: int, pidfd: int, master: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.master = master
+        self._status: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, 128 + n for a signal.  Raises TimeoutError."""
+        if self._status is None:
+            if timeout is not None and not pidfds.ended(self.pidfd, timeout):
+                raise TimeoutError(f"process {self.pid} still runs after {timeout:g} s")
+            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            assert info is not None
+            killed = info.si_code != os.CLD_EXITED
+            self._status = 128 + info.si_status if killed else info.si_status
+            os.close(self.pidfd)
+            self.pidfd = -1
+        return self._status
+
+    def kill(self, signal: int) -> None:
+        """Send a signal; one that has ended is fine."""
+        if self.pidfd >= 0:
+            pidfds.send(self.pidfd, signal)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal its size."""
+        if self.master >= 0:
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def close(self) -> None:
+        """Close the terminal (its processes get SIGHUP)."""
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1
+
+
+def build_process(
+    config: Mapping[str, Any],
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    user: str | None = None,
+    groups: Sequence[int] = (),
+    caps: Sequence[str] = (),
+    privileged: bool = False,
+) -> dict[str, Any]:
+    """`process` for an exec: the container's own, with these changes.  `caps` are further capabilities."""
+    found = process.default_process(dict(config))
+    found["args"] = list(argv)
+    if env:
+        old = [pair for pair in found.get("env") or () if pair.partition("=")[0] not in env]
+        found["env"] = [*old, *(f"{name}={value}" for name, value in env.items())]
+    if cwd is not None:
+        found["cwd"] = cwd
+    if user is not None:
+        found["user"] = {"labctl": user, "umask": (found.get("user") or {}).get("umask")}
+        # HOME belongs to the user, and is looked up anew unless it was asked for.
+        if not (env and "HOME" in env):
+            found["env"] = [pair for pair in found.get("env") or () if not pair.startswith("HOME=")]
+    if groups:
+        found["user"] = {**(found.get("user") or {}), "additionalGids": list(groups)}
+    if privileged:
+        every = capabilities.names(capabilities.known())
+        found["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), every)
+        found["noNewPrivileges"] = False
+    elif caps:
+        held = dict(found.get("capabilities") or {})
+        for kind in ("bounding", "effective", "permitted"):
+            held[kind] = capabilities.names(capabilities.mask([*(held.get(kind) or ()), *caps]))
+        found["capabilities"] = held
+    return found
+
+
+def spawn_in(
+    target: Target,
+    spec_process: dict[str, Any],
+    *,
+    tty: bool = False,
+    stdin: int = 0,
+    stdout: int = 1,
+    stderr: int = 2,
+    preserve: Sequence[int] = (),
+    filtered: bool = True,
+) -> ExecProcess:
+    """Start a process.  Raises ContainerError (code 126 or 127 when the program can't be run) or OSError.
+
+    Two forks: the first enters the namespaces, the second is in the pid namespace and, by CLONE_PARENT, our
+    child.  Safe in a program with threads.
+    """
+    program = process.filter_of(target.config) if filtered else b""
+    finisher = Finisher(spec_process, target.config, program)
+    ours, theirs = Channel.pair()
+    entrance = sc.pidfd_open(target.pid)
+    flags = 0
+    for kind in target.kinds:
+        flags |= namespaces.FLAGS[kind]
+    middle = os.fork()
+    if middle == 0:
+        stdio = (stdin, stdout, stderr)
+        _middle(target, finisher, theirs, entrance, flags & ~sc.CLONE_NEWTIME, stdio, tty, list(preserve))
+    theirs.close()
+    os.close(entrance)
+    pid, master = 0, -1
+    try:
+        while True:
+            message, fds = ours.receive(_START_SECONDS)
+            if message is None:
+                break
+            if "error" in message:
+                raise ContainerError(message["error"], code=message.get("code", 1))
+            pid = message.get("pid", pid)
+            if message.get("console"):
+                master = fds[0]
+        if not pid:
+            raise ContainerError("the process that enters the container died")
+    except (ContainerError, OSError, TimeoutError):
+        if pid:
+            os.waitpid(pid, 0)
+        if master >= 0:
+            os.close(master)
+        raise
+    finally:
+        os.waitpid(middle, 0)
+        ours.close()
+    return ExecProcess(pid, sc.pidfd_open(pid), master)
+
+
+def _middle(
+    target: Target,
+    finisher: Finisher,
+    channel: Channel,
+    entrance: int,
+    flags: int,
+    stdio: tuple[int, int, int],
+    tty: bool,
+    preserve: list[int],
+) -> None:
+    """Enter cgroup and namespaces, fork, say the pid.  Never returns."""
+    try:
+        # Away from numbers that the process is to have.
+        sock = fcntl.fcntl(channel.fileno(), fcntl.F_DUPFD_CLOEXEC, 3 + len(preserve))
+        entrance = fcntl.fcntl(entrance, fcntl.F_DUPFD_CLOEXEC, 3 + len(preserve))
+        channel = Channel.of_fd(sock)
+        process.keep_only({sock, entrance, *stdio, *preserve})
+        group = -1
+        if target.group is not None:
+            if target.group.v1:
+                target.group.attach(0)
+            else:
+                group = os.open(target.group.v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        sc.setns(entrance, flags, f"namespaces of process {target.pid}")
+        pid, _ = sc.clone(sc.CLONE_PARENT, cgroup=group)
+        if pid == 0:
+            _inside(finisher, channel, stdio, tty, preserve)
+        channel.send({"pid": pid})
+    except OSError as error:
+        channel.send({"error": str(error)})
+    finally:
+        os._exit(0)
+
+
+def _inside(
+    finisher: Finisher, channel: Channel, stdio: tuple[int, int, int], tty: bool, preserve: list[int]
+) -> None:
+    """The new process: becomes the program.  Never returns."""
+    code = 1
+    try:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        os.setsid()
+        if tty:
+            master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            slave = open_slave(master)
+            channel.send({"console": True}, [master])
+            os.close(master)
+            stdio = (slave, slave, slave)
+        for fd, number in _spread(stdio):
+            os.dup2(fd, number)
+        if tty:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        finisher.prepare()
+        for fd in preserve:
+            os.set_inheritable(fd, True)
+        sc.close_range(3 + len(preserve), cloexec=True)
+        finisher.become()
+    except ContainerError as error:
+        code = error.code
+        channel.send({"error": error.message, "code": code})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        channel.send({"error": str(error), "code": code})
+    finally:
+        os._exit(code)
+
+
+def _spread(stdio: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """(descriptor, number) such that no dup2 overwrites one that is needed later."""
+    safe = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in stdio]
+    return list(zip(safe, (0, 1, 2), strict=False))
+
+
+def exec_in(
+    container: HasState | int,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    user: str | None = None,
+    tty: bool = False,
+    stdin: int = 0,
+    stdout: int = 1,
+    stderr: int = 2,
+    caps: Sequence[str] = (),
+    privileged: bool = False,
+    timeout: float | None = None,
+) -> int:
+    """Run a command in a container and return its exit code: 128 + n for a signal, 126 and 127 as a shell.
+
+    `container` is a ContainerState or a pid; `user` "name[:group]" or numbers; without `tty` the process gets
+    the three descriptors themselves; with it a terminal, joined to stdin and stdout.  A program that can't be
+    run is said on `stderr`.  After `timeout` seconds it is killed, and TimeoutError raised.
+    Raises ContainerError when the container can't be entered.
+    """
+    target = Target.of_pid(container) if isinstance(container, int) else _target(container)
+    wanted = build_process(target.config, argv, env=env, cwd=cwd, user=user, caps=caps, privileged=privileged)
+    try:
+        running = spawn_in(
+            target, wanted, tty=tty, filtered=not privileged, stdin=stdin, stdout=stdout, stderr=stderr
+        )
+    except ContainerError as error:
+        if error.code in (process.NOT_EXECUTABLE, process.NOT_FOUND):
+            os.write(stderr, f"{error.message}\n".encode())
+            return error.code
+        raise
+    try:
+        if tty:
+            return relay(running, stdin, stdout, timeout)
+        return running.wait(timeout)
+    except (TimeoutError, KeyboardInterrupt):
+        running.kill(9)
+        running.wait(5.0)
+        raise
+    finally:
+        running.close()
+
+
+def _target(container: HasState) -> Target:
+    return Target.of_container(container.root, container.id)
+
+
+def _copy_size(source: int, running: ExecProcess, known: tuple[int, int]) -> tuple[int, int]:
+    """Pass the size of our terminal on when it has changed."""
+    try:
+        size = os.get_terminal_size(source)
+    except OSError:
+        return known
+    if (size.lines, size.columns) != known and size.lines:
+        running.resize(size.lines, size.columns)
+    return size.lines, size.columns
+
+
+def relay(running: ExecProcess, stdin: int, stdout: int, timeout: float | None = None) -> int:
+    """Join a terminal to our stdin and stdout until the process ends; its exit code.
+
+    Our own terminal is raw meanwhile.  Its size is looked at four times a second, so that this works in any
+    thread, where SIGWINCH would reach only the main one.
+    """
+    before = termios.tcgetattr(stdin) if os.isatty(stdin) else None
+    try:
+        if before is not None:
+            _make_raw(stdin)
+        return _relay(running, stdin, stdout, timeout)
+    finally:
+        if before is not None:
+            termios.tcsetattr(stdin, termios.TCSADRAIN, before)
+
+
+def _make_raw(fd: int) -> None:
+    """cfmakeraw(3)."""
+    mode = termios.tcgetattr(fd)
+    mode[0] &= ~(
+        termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR
+        | termios.ICRNL | termios.IXON
+    )  # fmt: skip
+    mode[1] &= ~termios.OPOST
+    mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    termios.tcsetattr(fd, termios.TCSADRAIN, mode)
+
+
+def _relay(running: ExecProcess, stdin: int, stdout: int, timeout: float | None) -> int:
+    end = None if timeout is None else time.monotonic() + timeout
+    poll = select.poll()
+    poll.register(running.master, select.POLLIN)
+    poll.register(running.pidfd, select.POLLIN)
+    poll.register(stdin, select.POLLIN)
+    size = _copy_size(stdout, running, (0, 0))
+    while True:
+        if end is not None and time.monotonic() > end:
+            raise TimeoutError(f"process {running.pid} still runs after {timeout:g} s")
+        ready = dict(poll.poll(250))
+        size = _copy_size(stdout, running, size)
+        if running.master in ready:
+            part = _read_terminal(running.master)
+            _write_all(stdout, part)
+            if not part:
+                break
+        elif running.pidfd in ready:
+            break  # all it said has been read: the terminal had nothing more
+        if stdin in ready:
+            typed = os.read(stdin, 65536)
+            if typed:
+                _write_all(running.master, typed)
+            else:
+                poll.unregister(stdin)
+                _write_all(running.master, b"\x04")  # end of file, as a terminal says it
+    return running.wait(None if end is None else max(0.1, end - time.monotonic()))
+
+
+def _read_terminal(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except OSError as error:
+        if error.errno == 5:  # EIO: nobody has the other end open any more
+            return b""
+        raise
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
