@@ -99,7 +99,12 @@ def _fits(
     subnet = {s.version: s for _, s in subnets(net)}.get(address.version)
     if address.is_multicast or address.is_unspecified or address.is_loopback:
         rules.say(loc, f"{address} can't be the address of a machine")
-    elif rules.is_broken("networks", name) or address.is_link_local:
+    elif (
+        rules.is_broken("networks", name, "subnet")
+        or rules.is_broken("networks", name, "subnet6")
+        or address.is_link_local
+        or (subnet is None and rules.is_broken("networks", name))
+    ):
         return False
     elif subnet is None:
         if net.assign or host:
@@ -191,7 +196,7 @@ def _room(rules: Rules) -> None:
         for field, subnet in subnets(net):
             need = members.get(name, [0, 0])[subnet.version == 6]
             room = subnet.num_addresses - (2 if subnet.version == 4 else 1) - net.host
-            if need > room and not rules.is_broken("networks", name):
+            if need > room >= 0 and not rules.is_broken("networks", name):
                 message = f"{subnet} has room for {room} nodes, and {need} are on {name}"
                 rules.say(("networks", name, field), message)
 

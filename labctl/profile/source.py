@@ -39,22 +39,29 @@ def read_text(path: str | Path) -> Source:
     try:
         # O_NONBLOCK: a named pipe without a writer must not hold us up.
         handle = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            raw = _read(handle, file, real)
+        finally:
+            os.close(handle)
     except OSError as error:
         raise _no(file, f"can't be read: {error.strerror}") from error
-    with os.fdopen(handle, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise _no(file, "is a folder, not a profile", _inside(real))
-        if not stat.S_ISREG(status.st_mode):
-            raise _no(file, "is no regular file", "use - for standard input")
-        if status.st_size > LIMIT:
-            raise _too_large(file, status.st_size)
-        try:
-            raw = stream.read(LIMIT + 1)
-        except OSError as error:
-            raise _no(file, f"can't be read: {error.strerror}") from error
     full = real.absolute()
     return Source(_decode(raw, file), full.parent, file, str(full))
+
+
+def _read(handle: int, file: str, real: Path) -> bytes:
+    """All of a regular file that is not too large."""
+    status = os.fstat(handle)
+    if stat.S_ISDIR(status.st_mode):
+        raise _no(file, "is a folder, not a profile", _inside(real))
+    if not stat.S_ISREG(status.st_mode):
+        raise _no(file, "is no regular file", "use - for standard input")
+    if status.st_size > LIMIT:
+        raise _too_large(file, status.st_size)
+    raw = b""
+    while len(raw) <= LIMIT and (piece := os.read(handle, LIMIT + 1 - len(raw))):
+        raw += piece
+    return raw
 
 
 def shipped() -> list[str]:

@@ -140,4 +140,4 @@ def printable(text: str) -> str:
 def quoted(text: str) -> str:
     """A key for a path: in double quotes, unprintable characters escaped, cut when long."""
     cut = text if len(text) <= 60 else text[:59] + "…"
-    return '"' + "".join(c if c.isprintable() and c != '"' else repr(c)[1:-1] for c in cut) + '"'
+    return '"' + printable(cut.replace("\\", r"\\").replace('"', r"\"")) + '"'

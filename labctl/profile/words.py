@@ -156,7 +156,9 @@ def capability(value: str) -> str:
         return word
     word = word if word.startswith("CAP_") else "CAP_" + word
     if word not in CAPABILITIES:
-        raise ValueError(f"{shown(value)} is no capability of Linux{nearest(word, CAPABILITIES)}")
+        short = [known.removeprefix("CAP_") for known in CAPABILITIES]
+        guess = nearest(word.removeprefix("CAP_"), short)
+        raise ValueError(f"{shown(value)} is no capability of Linux{guess}")
     return word
 
 
