@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from labctl.errors import HostCannot, LabError
+from labctl.errors import Foreign, HostCannot, LabError
 from labctl.events import Emit, Note
 from labctl.home import Home
 from labctl.image.model import ImageConfig, host_arch
@@ -15,6 +17,9 @@ from labctl.profile.models import Node, Profile
 from labctl.profile.types import Tier
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
 from labctl.tiers.select import Ability, Probe, choose
+
+if TYPE_CHECKING:
+    from labctl.network.subnets import Holder
 
 LINUX_ARCH = {"amd64": "x86_64", "arm64": "aarch64"}  # OCI's word → the kernel's
 
@@ -92,40 +97,58 @@ def images(
 ) -> tuple[dict[tuple[str, str], ImageFacts], list[str]]:
     """The images of all nodes, by (reference, architecture), and what of them is still to be built.
 
-    With `build` they are made (and the disks of those that VMs boot from); without, an image that
-    isn't in the store stands there empty and is named in the second answer.
+    With `build` they are made; without, an image that isn't in the store stands there empty and is
+    named in the second answer.  Raises UsageError for a name that nothing is known of.
     """
-    from labctl.image import disk as disks
+    from labctl.image.obtain import recipe_for
     from labctl.image.store import Store
 
     store = Store(options.home.cache / "images")
     found: dict[tuple[str, str], ImageFacts] = {}
     missing: list[str] = []
     for node in profile.nodes.values():
-        key = (node.image, arch_of(node, profile))
-        vm = is_vm(node, chosen)
-        if key in found and (found[key].disk or not vm):
+        ref, arch = key = (node.image, arch_of(node, profile))
+        if key in found and found[key].digest:
             continue
+        found[key] = ImageFacts(ref, arch, digest="", layers=(), config=ImageConfig())
         if chosen[node.name].skipped:
-            found.setdefault(key, ImageFacts(*key, digest="", layers=(), config=ImageConfig()))
             continue
-        image = store.ensure(node.image, emit, arch=key[1]) if build else store.find(node.image, key[1])
-        if image is None:
-            store.resolve_recipe(node.image)
-            found[key] = ImageFacts(*key, digest="", layers=(), config=ImageConfig())
-            missing.append(f"image {node.image} for {key[1]} is still to be built")
-            continue
-        layers = tuple(str(path) for path in store.rootfs(image)) if build else ()
-        path = str(disks.disk(store, image, arch=key[1])) if build and vm else ""
-        found[key] = ImageFacts(*key, digest=image.digest, layers=layers, config=image.config, disk=path)
-    return found, missing
+        image = store.ensure(ref, emit, arch=arch) if build else store.find(ref, arch)
+        if image:
+            layers = tuple(str(path) for path in store.rootfs(image)) if build else ()
+            found[key] = ImageFacts(ref, arch, image.digest, layers, image.config)
+        elif recipe_for(ref):
+            missing.append(f"image {ref} for {arch} is still to be built")
+        else:
+            store.resolve(ref, arch)
+    return found, list(dict.fromkeys(missing))
+
+
+def disks(
+    profile: Profile,
+    chosen: Mapping[str, Choice],
+    images: Mapping[tuple[str, str], ImageFacts],
+    options: Options,
+) -> dict[str, str]:
+    """The cached disk of each VM's image, in the size that the node asks for; made where missing."""
+    from labctl.image.disk import DEFAULT_BYTES, disk
+    from labctl.image.store import Store
+
+    store = Store(options.home.cache / "images")
+    found: dict[str, str] = {}
+    for node in profile.nodes.values():
+        if is_vm(node, chosen):
+            ref, arch = node.image, arch_of(node, profile)
+            size = node.disk or DEFAULT_BYTES
+            found[node.name] = str(disk(store, store.resolve(ref, arch), options.home.cache, size))
+    return found
 
 
 def kernels(
     profile: Profile, chosen: Mapping[str, Choice], options: Options, emit: Emit
 ) -> dict[tuple[str, str], KernelFacts]:
     """The kernels of all VMs with their initramfs, by (name or "", architecture)."""
-    from labctl.image import bootconfig, initramfs
+    from labctl.image import initramfs
     from labctl.image.kernels import DEFAULT_KERNELS, kernel
 
     found: dict[tuple[str, str], KernelFacts] = {}
@@ -139,7 +162,8 @@ def kernels(
         cache = options.home.cache
         files = kernel(cache, name, emit)
         initrd = initramfs.initramfs(cache, files, emit)
-        found[key] = KernelFacts(str(files.boot), str(initrd), bootconfig.command_line(files), files.version)
+        cmdline = initramfs.command_line(files, host_arch=this_arch(), tsc_khz=initramfs.host_tsc_khz())
+        found[key] = KernelFacts(str(files.boot), str(initrd), cmdline, files.version)
     return found
 
 
@@ -155,30 +179,30 @@ def subnets(
     `kept` are the ones from last time, `fixed` those (network, subnet) that the profile states,
     `claimed` those of other labs.
     """
-    from labctl.network.subnets import choose_subnets
+    from labctl.network.subnets import choose_subnets, choose_subnets6, host_holders
 
-    taken = [*claimed, *(subnet for _, subnet in fixed), *libvirt_subnets(options)]
+    taken: list[Holder | str] = [*claimed, *(subnet for _, subnet in fixed), *libvirt_subnets()]
+    # The lab's own subnets are on the host when it is up; the ones it keeps are not chosen again.
+    taken += host_holders() if any(name not in kept for name in wanted) else []
     found: dict[str, tuple[str, str]] = {}
+    seed = f"{options.home.state}"
     for name, (four, six) in wanted.items():
         have4, have6 = kept.get(name, ("", ""))
-        need4, need6 = four and not have4, six and not have6
-        if need4:
-            have4 = choose_subnets(1, taken=taken)[0]
-            taken.append(have4)
-        if need6:
-            have6 = choose_subnets(1, taken=taken, version=6)[0]
-            taken.append(have6)
+        if four and not have4:
+            have4 = choose_subnets(1, taken, seed=seed)[0]
+        if six and not have6:
+            have6 = choose_subnets6(1, taken, seed=f"{seed}/{name}")[0]
+        taken += [subnet for subnet in (have4, have6) if subnet]
         found[name] = (have4 if four else "", have6 if six else "")
     return found
 
 
-def check_fixed(fixed: Iterable[tuple[str, str]], own_bridges: Sequence[str]) -> None:
+def check_fixed(fixed: Iterable[tuple[str, str]]) -> None:
     """Refuse a subnet of the profile that something else on this host has.  Raises Foreign naming it."""
-    from labctl.errors import Foreign
     from labctl.network.subnets import holders_of
 
     for network, subnet in fixed:
-        holders = [h for h in holders_of(subnet) if h.ifname not in own_bridges]
+        holders = holders_of(subnet, libvirt_subnets())
         if holders:
             raise Foreign(
                 f"network {network}: {subnet} is taken by {holders[0]}",
@@ -186,12 +210,13 @@ def check_fixed(fixed: Iterable[tuple[str, str]], own_bridges: Sequence[str]) ->
             )
 
 
-def libvirt_subnets(options: Options) -> list[str]:
-    """Subnets of the system's libvirt networks, also of those that are not active."""
-    from pathlib import Path
+def libvirt_subnets() -> list[Holder]:
+    """Subnets of the system's libvirt networks, also of those that are not active (network.xml)."""
     from xml.etree import ElementTree
 
-    found: list[str] = []
+    from labctl.network.subnets import Holder
+
+    found: list[Holder] = []
     for file in Path("/etc/libvirt/qemu/networks").glob("*.xml"):
         try:
             root = ElementTree.fromstring(file.read_text())
@@ -200,7 +225,7 @@ def libvirt_subnets(options: Options) -> list[str]:
         for ip in root.findall("ip"):
             address, mask = ip.get("address"), ip.get("netmask") or ip.get("prefix")
             if address and mask:
-                found.append(f"{address}/{mask}")
+                found.append(Holder(f"{address}/{mask}", f"libvirt network {root.findtext('name')}"))
     return found
 
 
@@ -214,7 +239,6 @@ def free_ports(
 
     Raises Foreign naming the holder of a port that is asked for and in use.
     """
-    from labctl.errors import Foreign
     from labctl.network.listeners import port_holder
 
     found: dict[tuple[str, int], int] = {}

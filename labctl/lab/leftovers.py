@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from labctl.errors import LabError
 from labctl.home import Home
+from labctl.network.marks import Found
 from labctl.tiers.folders import remove_tree
 
 
@@ -64,6 +66,26 @@ class _Containers:
             raise LabError(f"cannot remove the cgroup {self.name}: {error}") from error
 
 
+@dataclass(frozen=True)
+class _Network:
+    found: Found
+
+    @property
+    def kind(self) -> str:
+        return self.found.kind
+
+    @property
+    def name(self) -> str:
+        return self.found.what
+
+    @property
+    def lab(self) -> str:
+        return self.found.owner.lab
+
+    def remove(self) -> None:
+        self.found.remove()
+
+
 def find(home: Home, instance: str) -> Iterator[Marked]:
     """All marked objects, in an order in which they can be removed: users before what they use."""
     from labctl.linux import cgroups
@@ -71,9 +93,10 @@ def find(home: Home, instance: str) -> Iterator[Marked]:
     for lab in cgroups.children(f"/labctl/{instance}"):
         yield _Containers(home, lab, instance)
     yield from _domains(home, instance)
-    from labctl.network import found
+    from labctl.network.marks import find_marked
 
-    yield from found.find_marked(instance)
+    for thing in find_marked(instance, str(home.state / "labs")):
+        yield _Network(thing)
     labs = home.state / "labs"
     for folder in sorted(labs.iterdir()) if labs.is_dir() else ():
         yield _Folder(home, folder.name)
@@ -83,12 +106,6 @@ def _domains(home: Home, instance: str) -> Iterator[Marked]:
     from labctl.hypervisor import connection, private
     from labctl.hypervisor.found import find_marked
 
-    if not private.domains(home) and not any(map(_exists, connection.SYSTEM_SOCKETS)):
-        return
-    yield from find_marked(instance, connection.connect(None, home))
-
-
-def _exists(path: str) -> bool:
-    import os
-
-    return os.path.exists(path)  # noqa: PTH110 - a plain string from another room
+    # No daemon is started only to hear that it knows nothing.
+    asked = bool(private.domains(home)) or any(Path(path).exists() for path in connection.SYSTEM_SOCKETS)
+    yield from find_marked(instance, connection.connect(None, home) if asked else None)

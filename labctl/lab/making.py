@@ -14,7 +14,7 @@ from labctl.home import Home
 from labctl.lab import addresses, facts, planner
 from labctl.lab.looking import lab_status, opened, status_of
 from labctl.lab.model import Options, PlanResult, UpResult
-from labctl.lab.names import bridge_name, lab_id
+from labctl.lab.names import lab_id
 from labctl.looks import Owner
 from labctl.profile.models import Profile
 from labctl.resource import executor
@@ -82,17 +82,17 @@ def _plan(
     chosen = facts.choices(profile, options)
     facts.check_room(profile, chosen)
     lab = _known(ledger, profile, options)
-    own = [bridge_name(lab.owner, name) for name in profile.networks]
     fixed = [
         (n, s) for n, net in profile.networks.items() for s in (net.subnet, net.subnet6) if s and net.host
     ]
     if not lab.row:
-        facts.check_fixed(fixed, own)
+        facts.check_fixed(fixed)
     ports = facts.free_ports(profile, chosen, lab.ports, [c.value for c in lab.claims if c.kind == "port"])
     if build:
         facts.tell_skipped(profile.name, chosen, profile, emit)
     images, missing = facts.images(profile, chosen, options, emit, build=build)
     kernels = facts.kernels(profile, chosen, options, emit) if build else {}
+    disks = facts.disks(profile, chosen, images, options) if build else {}
     uri, home = _libvirt(profile, chosen, lab, options)
     host = planner.HostFacts(
         home=options.home,
@@ -101,6 +101,7 @@ def _plan(
         images=images,
         kernels=kernels,
         arch=facts.this_arch(),
+        disks=disks,
         uri=uri,
         libvirt_home=home,
         ports=ports,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from labctl.home import Home
+from labctl.hypervisor.daemon import LibvirtDaemon
 from labctl.lab import names
 from labctl.lab.addresses import Plan, Segment
 from labctl.looks import Owner
@@ -34,9 +35,13 @@ class HostFacts:
     images: Mapping[tuple[str, str], ImageFacts]  # by (reference, architecture)
     kernels: Mapping[tuple[str, str], KernelFacts]  # by (kernel name or "", architecture)
     arch: str
+    disks: Mapping[str, str] = field(default_factory=dict)  # node → the cached disk of its image
     uri: str = ""
     libvirt_home: Home | None = None
     ports: Mapping[tuple[str, int], int] = field(default_factory=dict)  # free host ports, chosen
+
+
+NO_KERNEL = KernelFacts("", "", "", "")  # still to be fetched: a plan shows the node all the same
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ def _facts(
         choice=host.choices[node.name],
         image=host.images[node.image, arch],
         place=addresses.places[node.name],
-        kernel=host.kernels.get((node.kernel, arch)),
+        kernel=host.kernels.get((node.kernel, arch), NO_KERNEL),
+        disk=host.disks.get(node.name, ""),
         ports=tuple(host.ports.get((node.name, i), port.host_port) for i, port in enumerate(node.ports)),
         hosts=hosts_text(node, addresses),
         is_container_host=is_host,
@@ -114,6 +120,9 @@ def _shared(lab: LabFacts, addresses: Plan, host: HostFacts) -> list[Resource]:
     for name in lab.profile.volumes:
         path = str(lab.folder / "volumes" / name)
         found.append(VolumeFolder(owner=owner, name=name, path=path, needs=("folder:lab",)))
+    if lab.libvirt_home:
+        home = lab.libvirt_home
+        found.append(LibvirtDaemon(owner=owner, home_state=str(home.state), home_cache=str(home.cache)))
     segments = list(addresses.segments.values())
     for seg in segments:
         found.append(
@@ -168,7 +177,6 @@ def _firewall(
         name="lab",
         needs=bridges,
         table=names.table_name(lab.owner),
-        state_dir=str(lab.home.state / "network"),
         bridges=rules,
         ports=tuple(ports),
     )
@@ -189,8 +197,8 @@ def _dns(
         directory=str(lab.folder / "dns"),
         listen=listen,
         hosts=dict(addresses.names),
-        domain=domain,
-        forward=any(s.network.internet for s in segments),
+        domain=domain or "lab",
+        internet=any(s.network.internet for s in segments),
     )
 
 

@@ -24,7 +24,6 @@ class ImageFacts:
     digest: str
     layers: tuple[str, ...]  # unpacked, bottom first
     config: ImageConfig
-    disk: str = ""  # the cached disk made from it, where a VM needs one
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,11 @@ class Place:
     gateway6: str
     dns: tuple[str, ...]  # name servers, in order
     search: str = ""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses, without prefixes."""
+        return tuple(a.partition("/")[0] for interface in self.interfaces for a in interface.addresses)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class NodeFacts:
     image: ImageFacts
     place: Place
     kernel: KernelFacts | None = None
+    disk: str = ""  # the cached disk of its image, where it is a VM
     ports: tuple[int, ...] = ()  # the host's port of each published one
     hosts: str = ""  # the text of its /etc/hosts
     is_container_host: bool = False

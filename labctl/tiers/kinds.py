@@ -13,6 +13,7 @@ KINDS = {
     "net": "labctl.network.nodenet:NodeNet",
     "container": "labctl.tiers.container:ContainerNode",
     "vmdisk": "labctl.tiers.vmdisk:VmDisk",
+    "libvirtd": "labctl.hypervisor.daemon:LibvirtDaemon",
     "domain": "labctl.hypervisor.domain:Domain",
     "inside": "labctl.guest.inside:InsideContainer",
     "reach": "labctl.tiers.steps:Reach",

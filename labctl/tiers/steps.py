@@ -6,18 +6,14 @@ nodes may wait for.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from labctl.errors import LabError, TimedOut
+from labctl.errors import LabError
 from labctl.guest.machine import Executes
 from labctl.looks import PRESENT, Look, Owner
 from labctl.tiers import scripts
 from labctl.tiers.record import NodeRecord
-
-POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +174,3 @@ class ReadyWait:
     def unmake(self) -> None:
         """Nothing is left of it."""
 
-
-def wait_until(what: str, timeout: float, probe: Callable[[], str]) -> None:
-    """Call `probe()` until it gives "" (done); raises TimedOut with the last reason it gave."""
-    deadline = time.monotonic() + timeout
-    reason = ""
-    while True:
-        reason = probe()
-        if not reason:
-            return
-        if time.monotonic() >= deadline:
-            raise TimedOut(f"{what} after {timeout:g} s: {reason}")
-        time.sleep(POLL_SECONDS)

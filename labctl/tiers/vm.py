@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
-from labctl.image.bootconfig import BootConfig
+from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Nic, Route
 from labctl.profile.types import Devices
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, record_of, waits_for
@@ -47,13 +47,12 @@ def _disk(facts: NodeFacts) -> VmDisk:
     lab, node, place = facts.lab, facts.node, facts.place
     boot = BootConfig(
         hostname=facts.hostname,
-        interfaces=place.interfaces,
+        interfaces=tuple(Nic(i.name, i.mac, i.addresses, i.up, i.mtu) for i in place.interfaces),
         gateway4=place.gateway4,
         gateway6=place.gateway6,
-        routes=tuple((r.to, r.via, r.interface) for r in node.routes),
+        routes=tuple(Route(r.to, r.via, r.interface) for r in node.routes),
         dns=place.dns,
-        search=place.search,
-        hosts=facts.hosts,
+        search=(place.search,) if place.search else (),
         ipv6=node.ipv6,
         sysctls=dict(node.sysctls),
         env=facts.env,
@@ -61,6 +60,7 @@ def _disk(facts: NodeFacts) -> VmDisk:
         cwd=facts.workdir,
         user=facts.user,
         stop_signal=facts.stop_signal,
+        stop_seconds=node.stop_timeout,
         hosts_containers=facts.is_container_host,
         init=node.init,
     )
@@ -70,8 +70,7 @@ def _disk(facts: NodeFacts) -> VmDisk:
         node=node.name,
         needs=("folder:lab",),
         folder=str(lab.node_folder(node.name)),
-        backing=facts.image.disk,
-        size=node.disk or 0,
+        backing=facts.disk,
         boot=boot,
         key_file=str(lab.key_file),
         host_key_file=str(lab.folder / "ssh" / node.name),
@@ -90,7 +89,11 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
         owner=lab.owner,
         name=node.name,
         node=node.name,
-        needs=(f"vmdisk:{node.name}", *bridge_keys(facts)),
+        needs=(
+            f"vmdisk:{node.name}",
+            *bridge_keys(facts),
+            *(("libvirtd:libvirtd",) if lab.libvirt_home else ()),
+        ),
         after=("firewall:lab", "dns:lab", *waits_for(facts)),
         uri=lab.uri,
         home_state=str(lab.libvirt_home.state) if lab.libvirt_home else "",
@@ -110,12 +113,12 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
             DomainDisk(
                 path=str(disk.disk),
                 format="qcow2",
-                serial="labroot",
+                serial=ROOT_SERIAL,
                 bus=bus,
                 backing=disk.backing,
                 backing_format="raw",
             ),
-            DomainDisk(path=str(disk.config), format="raw", serial="labconfig", readonly=True, bus=bus),
+            DomainDisk(path=str(disk.config), format="raw", serial=CONFIG_SERIAL, readonly=True, bus=bus),
         ),
         nics=tuple(
             DomainNic(bridge=i.bridge, ifname=i.host_name, mac=i.mac, model=nic, mtu=i.mtu)

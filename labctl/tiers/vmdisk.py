@@ -26,7 +26,6 @@ class VmDisk:
     after: tuple[str, ...] = ()
     folder: str
     backing: str
-    size: int  # bytes; 0: the image's
     boot: BootConfig
     key_file: str  # the lab's private key; its public half goes in
     host_key_file: str  # the private key that the VM proves itself with; made here
@@ -65,7 +64,7 @@ class VmDisk:
         except OSError as error:
             raise LabError(f"cannot write {folder}: {error.strerror}", hint="is the disk full?") from error
         if not self.disk.exists():
-            node_disk(self.disk, Path(self.backing), self.size)
+            node_disk(self.disk, Path(self.backing))
 
     def look(self) -> Look:
         """Whether its files are there, and the image's disk below them."""

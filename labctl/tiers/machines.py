@@ -1,0 +1,88 @@
+"""From a node's record to its machine: for commands, files, logs, whatever tier it is on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labctl.errors import LabError
+from labctl.tiers.record import NodeRecord
+
+if TYPE_CHECKING:
+    from labctl.guest.container import ContainerMachine
+    from labctl.guest.inside import InsideMachine
+    from labctl.guest.ssh import Endpoint, SshMachine
+
+POLL_SECONDS = 0.02  # between two looks whether a booting machine answers
+
+_connections: dict[str, SshMachine] = {}
+
+
+def machine(record: NodeRecord) -> SshMachine | ContainerMachine | InsideMachine:
+    """The machine of a node.  Raises LabError when the node was skipped or its keys are gone."""
+    if record.skipped:
+        raise LabError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
+    if record.inside:
+        from labctl.guest.inside import InsideMachine
+
+        return InsideMachine(_ssh(endpoint(record)), record.container, record.name)
+    if record.tier == "container":
+        from labctl.guest.container import ContainerMachine
+
+        return ContainerMachine(Path(record.run_root), record.container, record.name)
+    return _ssh(endpoint(record))
+
+
+def endpoint(record: NodeRecord) -> Endpoint:
+    """Where the node's SSH server is (for a container inside a VM: the VM's), and the key it must show."""
+    from labctl.guest.ssh import Endpoint
+
+    place = record.ssh
+    if place is None:
+        raise LabError(f"{record.name} has no SSH server", hint=f"labctl exec {record.name} -- COMMAND")
+    try:
+        host_key = " ".join(Path(place.host_key_file).read_text().split()[:2])
+    except OSError as error:
+        raise LabError(
+            f"{record.name}: its host key {place.host_key_file} cannot be read: {error.strerror}",
+            hint="run as root, or `labctl up` to make the lab's keys again",
+        ) from error
+    if not place.address:
+        raise LabError(f"{record.name} has no address that this host reaches")
+    return Endpoint(
+        host=place.address,
+        port=place.port,
+        user=place.user,
+        key_file=place.key_file,
+        host_key=host_key,
+        node=record.inside or record.name,
+    )
+
+
+def _ssh(place: Endpoint) -> SshMachine:
+    """One machine object per endpoint and process, since it keeps its connections."""
+    from labctl.guest.ssh import SshMachine
+
+    key = f"{place.host}:{place.port}:{place.host_key}"
+    if key not in _connections:
+        _connections[key] = SshMachine(place)
+    return _connections[key]
+
+
+def wait_reachable(record: NodeRecord, timeout: float) -> None:
+    """Wait until commands run in the node.  Raises TimedOut with the reason; a container that was
+    started runs commands already."""
+    if record.tier == "container":
+        return
+    from labctl.guest.ready import wait_for
+    from labctl.guest.ssh import banner_up
+
+    place = record.ssh
+    if place is None or not place.address:
+        return
+
+    def probe(seconds: float) -> str:
+        up = banner_up(place.address, place.port, timeout=min(seconds, 1.0))
+        return "" if up else f"no SSH server answers at {place.address}; see `labctl console {record.name}`"
+
+    wait_for(record.name, probe, timeout=timeout, interval=POLL_SECONDS)
