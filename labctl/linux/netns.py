@@ -17,6 +17,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
+CLONE_NEWUSER = 0x10000000
 _MS_BIND, _MNT_DETACH = 0x1000, 2
 _SELF = "/proc/thread-self/ns/net"  # not /proc/self: that is the main thread's
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,6 +59,55 @@ def bind(path: str) -> None:
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444))
     result = _libc.mount(_SELF.encode(), os.fsencode(path), None, _MS_BIND, None)
     _check(result, f"cannot keep the network namespace at {path}")
+
+
+def make_owned(path: str, base: int, count: int) -> int:
+    """A new network namespace owned by a new user namespace that maps 0..count-1 to base and up.
+
+    Who is root in that user namespace may configure the network.  The user namespace is kept by a bind
+    mount on `path`; returns an open file of the network namespace.  Forks: call it in a small process.
+    Raises OSError.
+    """
+    ready, tell = os.pipe2(os.O_CLOEXEC)
+    hold, release = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _owned_child(tell, hold, release)
+    os.close(tell)
+    os.close(hold)
+    try:
+        answer = os.read(ready, 16)
+        if answer != b"ok":
+            number = int(answer or b"5")
+            raise OSError(number, f"cannot make a user namespace for {path}: {os.strerror(number)}")
+        for kind in ("uid_map", "gid_map"):
+            fd = os.open(f"/proc/{pid}/{kind}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, f"0 {base} {count}\n".encode())
+            finally:
+                os.close(fd)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444))
+        result = _libc.mount(f"/proc/{pid}/ns/user".encode(), os.fsencode(path), None, _MS_BIND, None)
+        _check(result, f"cannot keep the user namespace at {path}")
+        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(release)
+        os.close(ready)
+        os.waitpid(pid, 0)
+
+
+def _owned_child(tell: int, hold: int, release: int) -> None:
+    """Make both namespaces, say so, and wait until they are kept.  Never returns."""
+    try:
+        os.close(release)
+        if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0:
+            os.write(tell, str(ctypes.get_errno()).encode())
+        else:
+            os.write(tell, b"ok")
+            os.read(hold, 1)
+    finally:
+        os._exit(0)
 
 
 def is_bound(path: str) -> bool:

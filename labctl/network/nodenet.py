@@ -31,6 +31,8 @@ class NodeNet:
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     path: str
+    userns: str = ""  # where its owning user namespace is kept; "" = the host's owns it
+    id_base: int = 0  # the first host id of that user namespace
     hostname: str = ""
     interfaces: tuple[Interface, ...] = ()
     gateway4: str = ""
@@ -58,6 +60,8 @@ class NodeNet:
             routes=tuple((r.destination, r.gateway, r.interface) for r in self.routes),
             ipv6=self.ipv6,
             sysctls=tuple(self.sysctls.items()),
+            userns=self.userns,
+            id_base=self.id_base,
         )
 
     def make(self) -> None:
@@ -68,7 +72,10 @@ class NodeNet:
     @classmethod
     def make_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
         """Make many, about 2 ms each; what failed, by name.  A node that fails leaves nothing."""
-        return _by_name(netnode.make_nodes, items)
+        owned = [item for item in items if item.userns]
+        plain = [item for item in items if not item.userns]
+        failures = _by_name(netnode.make_nodes, plain) if plain else {}
+        return {**failures, **(_by_name(netnode.make_owned_nodes, owned) if owned else {})}
 
     def look(self) -> Look:
         """What the host says now; see look_many."""
