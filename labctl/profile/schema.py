@@ -138,7 +138,7 @@ def _nodes(defs: dict[str, Schema]) -> None:
     node["ports"] = {**_kept(node["ports"]), "anyOf": [PORT, {"type": "array", "items": PORT}]}
     source = {
         "type": "object",
-        "properties": {"source": TEXT},
+        "properties": {"source": {**TEXT, "description": "A file next to the profile."}},
         "required": ["source"],
         "additionalProperties": False,
     }

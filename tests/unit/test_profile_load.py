@@ -169,7 +169,8 @@ def test_files_and_folders(tmp_path: Path) -> None:
 
 def test_provision_routes_capabilities_gateways() -> None:
     a = node(
-        'provision: ["# first\\n\\nset -e\\ntrue", {install: apt-get update}, {name: x, run: y, timeout: 5}], '
+        'provision: ["# first\\n\\nset -e\\ntrue", {install: apt-get update}, '
+        "{name: x, run: y, timeout: 5}], "
         "routes: ['10.2.0.0/16 via 10.1.0.9 metric 5', {to: default, via: 10.1.0.2}], "
         "networks: {n: 10.1.0.7}, capabilities: [net_admin, CAP_SYS_TIME], "
         "gateway: [10.1.0.2, none], privileged: yes, stop_signal: int",
