@@ -143,6 +143,12 @@ def _nodes(defs: dict[str, Schema]) -> None:
         "additionalProperties": False,
     }
     node["startup"] = _either(node["startup"], source)
+    _words(defs)
+
+
+def _words(defs: dict[str, Schema]) -> None:
+    """Short forms of the fields of a node that are no lists of things."""
+    node = defs["Node"]["properties"]
     for field in ("command", "entrypoint"):
         node[field] = {**_kept(node[field]), **copy.deepcopy(COMMAND)}
     for field in ("env", "labels", "sysctls"):
