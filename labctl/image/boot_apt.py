@@ -140,6 +140,9 @@ class AptRoot:
             "Dir::State::status": str(self.root / "status"),
             "Dir::Cache": str(self.root),
             "Dir::Cache::archives": str(self.root / "archives"),
+            # Docker's Debian images turn this file off, which makes each look-up take a second.
+            "Dir::Cache::pkgcache": "pkgcache.bin",
+            "Dir::Cache::srcpkgcache": "",
             "Dir::Etc::sourcelist": str(self.root / "debian.sources"),
             "Dir::Etc::sourceparts": "/dev/null",
             "Dir::Etc::preferencesparts": str(self.root / "etc/preferences.d"),

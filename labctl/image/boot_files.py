@@ -68,14 +68,15 @@ def fresh_dir(final: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def fresh_file(final: Path) -> Iterator[Path]:
-    """A path beside `final` to write to; it becomes `final` when the block ends well."""
+def fresh_file(final: Path, mode: int = 0o644) -> Iterator[Path]:
+    """A path beside `final` to write to (empty, 0600); it becomes `final`, with `mode`, when all is well."""
     final.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
     os.close(descriptor)
     work = Path(name)
     try:
         yield work
+        work.chmod(mode)
         work.replace(final)
     finally:
         work.unlink(missing_ok=True)

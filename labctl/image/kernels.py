@@ -152,7 +152,6 @@ def _fetch(cache: Path, base: Path, wanted: KernelEntry, emit: Emit) -> Kernel:
     with fresh_file(base / f"{wanted.name}.json") as path:
         record = {"format": _FORMAT, "folder": label, "version": version, "package": package}
         path.write_text(json.dumps(record) + "\n")
-        path.chmod(0o644)
     return _kernel(wanted, folder, version)
 
 
