@@ -21,7 +21,7 @@ pytestmark = pytest.mark.needs("libvirt")
 URI = "test:///default"
 
 
-NODE = """<node><domain type='test'><name>test</name><memory>1024</memory><os><type>hvm</type></os></domain></node>"""
+NODE = "<node><domain type='test'><name>test</name><memory>1024</memory><os><type>hvm</type></os></domain></node>"  # noqa: E501
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_a_wrong_uri_is_one_sentence(tmp_path: Path) -> None:
 def test_libvirts_refusals_become_ours_and_print_nothing(
     link: Libvirt, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(Missing, match="^virtual machine x: libvirt has no such domain$"):
+    with pytest.raises(Missing, match=r"^virtual machine x: libvirt has no such domain$"):
         link.call("virtual machine x", lambda conn: conn.lookupByName("x"))
-    with pytest.raises(Refused, match="^virtual machine y: ") as caught:
+    with pytest.raises(Refused, match=r"^virtual machine y: ") as caught:
         link.call("virtual machine y", lambda conn: conn.defineXML("<domain>"))
     assert caught.value.code
     assert capfd.readouterr() == ("", "")
