@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import threading
 import time
@@ -49,6 +50,9 @@ def link(home: Home, shared: Path) -> Iterator[Libvirt]:
     close_all()
     private.end_processes({pid for pid, mark in processes.marked().items() if INSTANCE in mark}, 2)
     private.end_processes(private.members(home), 2)
+    for name in ("etc", "run"):  # what a failed test left defined
+        shutil.rmtree(private.base(home) / name / "qemu", ignore_errors=True)
+    assert release(home)
 
 
 @pytest.fixture

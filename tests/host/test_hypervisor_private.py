@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.needs("root", "libvirt"), pytest.mark.timeout(90)]
 def _ended(home: Home) -> Iterator[None]:
     yield
     close_all()
-    private.end_processes(private.members(home), 2)
+    assert release(home)
 
 
 def daemon_pid(home: Home) -> int:
