@@ -1,6 +1,6 @@
 """The programs of labctl's own that go into every machine, for any architecture, from Debian packages.
 
-busybox is static.  dropbear, resize2fs and setpriv come with their loader and libraries, which are found
+busybox is static.  dropbear, resize2fs, setpriv and env come with their loader and libraries, which are found
 by what their ELF files ask for, in the packages that their packages depend on.
 """
 
@@ -21,9 +21,11 @@ from labctl.image.boot_apt import AptRoot
 from labctl.image.boot_elf import is_elf, needs
 from labctl.image.boot_files import fresh_dir, fresh_file, locked, run
 
-_FORMAT = 1
+_FORMAT = 2
 # target in the machine's /run/labctl → package, paths in it (the first that is there)
 _PROGRAMS = {
+    # busybox starts background commands with SIGINT and SIGQUIT ignored; this one puts them back
+    "bin/env": ("coreutils", ("usr/bin/env",)),
     "bin/busybox": ("busybox-static", ("bin/busybox", "usr/bin/busybox")),
     "bin/setpriv": ("util-linux", ("usr/bin/setpriv", "bin/setpriv")),
     "sbin/dropbear": ("dropbear-bin", ("usr/sbin/dropbear", "sbin/dropbear")),

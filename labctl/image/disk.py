@@ -11,7 +11,7 @@ import shlex
 import stat
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,20 @@ def disk(store: Store, image: Image, cache: Path, size: int = DEFAULT_BYTES) -> 
                 )
             make_ext4(layers, final, seed=image.digest, size=size)
     return final
+
+
+def prune_disks(cache: Path, keep: Collection[str]) -> int:
+    """Remove the cached disks of images whose digest ("sha256:…") is not in `keep`; the bytes freed.
+
+    A disk below a node's layer must stay: `keep` names the images of all labs.
+    """
+    names = {digest.replace(":", "-") for digest in keep}
+    freed = 0
+    for path in (cache / "boot" / "disks").glob("*.ext4"):
+        if path.name.partition(".")[0] not in names:
+            freed += path.stat().st_blocks * 512
+            path.unlink(missing_ok=True)
+    return freed
 
 
 def make_ext4(layers: Sequence[Path], final: Path, *, seed: str, size: int) -> None:
