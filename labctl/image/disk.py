@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labctl.errors import HostCannot, LabError
+from labctl.errors import LabError
 from labctl.image.boot_files import fresh_file, locked, run
 from labctl.image.bootconfig import ROOT_SERIAL
 
@@ -72,13 +72,13 @@ def prune_disks(cache: Path, keep: Collection[str]) -> int:
 def make_ext4(layers: Sequence[Path], final: Path, *, seed: str, size: int) -> None:
     """Make an ext4 file system of those trees, the last one on top, with owners, modes, xattrs and devices.
 
-    `size` in bytes, whole MiB.  Needs root for more than one layer.
+    `size` in bytes, whole MiB.  Without root everything belongs to root in it: what a plain user unpacked
+    is the user's, and the user is root in a namespace of its own.
+    Raises LabError when it can't be made, HostCannot without mke2fs.
     """
-    if len(layers) > 1 and os.geteuid() != 0:
-        raise HostCannot("only root can put an image's layers together for a disk", hint="use sudo")
+    root = os.geteuid() == 0
     with tempfile.TemporaryDirectory(prefix="labctl-disk-") as scratch, fresh_file(final) as work:
-        tree, argv = str(layers[0].absolute()), ["sh", "-euc"]
-        script = ""
+        tree, script = str(layers[0].absolute()), ""
         if len(layers) > 1:
             # Short relative names: overlayfs's options end at a page, and a path may hold a colon.
             for index, layer in enumerate(reversed(layers)):
@@ -86,9 +86,10 @@ def make_ext4(layers: Sequence[Path], final: Path, *, seed: str, size: int) -> N
             tree = f"{scratch}/merged"
             Path(tree).mkdir()
             lower = ":".join(str(index) for index in range(len(layers)))
-            script = f"cd {shlex.quote(scratch)}; mount -t overlay -o ro,lowerdir={lower} overlay merged; "
-            argv = ["unshare", "-m", *argv]
-        argv.append(script + shlex.join(_mke2fs(uuid.uuid5(_NAMESPACE, seed), tree, work, size)))
+            options = f"ro,lowerdir={lower}{'' if root else ',userxattr'}"
+            script = f"cd {shlex.quote(scratch)}; mount -t overlay -o {options} overlay merged; "
+        script += shlex.join(_mke2fs(uuid.uuid5(_NAMESPACE, seed), tree, work, size))
+        argv = ["unshare", "-m" if root else "-rm", "sh", "-euc", script]
         run(argv, timeout=_MAKE_SECONDS, what="make a disk of an image", package="e2fsprogs")
 
 
