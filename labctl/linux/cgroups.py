@@ -91,6 +91,14 @@ class Cgroup:
         self.v1 = {name: root + self.path for name, root in roots.items()}
         self.v2 = layout.v2 + self.path if layout.v2 else ""
 
+    def by_name(self) -> dict[str, str]:
+        """Our folders by the v1 controller (the mount point's name where several share one), "" for v2."""
+        found = {"": self.v2} if self.v2 else {}
+        for name, folder in self.v1.items():
+            point = os.path.basename(self.layout.v1[name])
+            found[point if name in point.split(",") else name] = folder
+        return found
+
     def folders(self) -> list[str]:
         """Our folder in each hierarchy, each once, v2 first."""
         found = [self.v2] if self.v2 else []

@@ -61,9 +61,15 @@ def inner_pid(pid: int) -> int | None:
     return None
 
 
+_boot_id = ""
+
+
 def boot_id() -> str:
     """The id of this boot of the kernel."""
-    return (read("/proc/sys/kernel/random/boot_id") or "").strip()
+    global _boot_id
+    if not _boot_id:
+        _boot_id = (read("/proc/sys/kernel/random/boot_id") or "").strip()
+    return _boot_id
 
 
 def mounts_under(prefix: str, pid: str = "self") -> list[str]:

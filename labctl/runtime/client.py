@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labctl.linux import pidfds
-from labctl.linux.cgroups import Layout
+from labctl.linux.cgroups import Cgroup, Layout
 from labctl.runtime import actions, keeper, state
 from labctl.runtime.errors import ContainerError, NotFoundError
 from labctl.runtime.state import Store
@@ -295,3 +295,38 @@ class KeeperClient:
                 keys = ("memory", "memory_peak", "memory_limit", "cpu_ns", "pids", "oom_kills")
                 found[id_] = ContainerStats(*(row.get(key) for key in keys))
         return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """A control group that carries our mark: its path is /labctl/INSTANCE/LAB/NODE."""
+
+    instance: str
+    lab: str
+    node: str
+    cgroup: str
+    pids: tuple[int, ...]
+
+    def remove(self, timeout: float = 10.0) -> None:
+        """Kill what is in it and remove it.  Raises TimeoutError."""
+        group = Cgroup(self.cgroup, Layout.detect())
+        if group.frozen():
+            group.freeze(False)
+        group.remove(timeout)
+        group.remove_empty_parents()
+
+
+def find_marked(instance: str | None = None) -> list[Found]:
+    """Every container's control group of this instance (None: of all), found by its path alone."""
+    layout = Layout.detect()
+    found: dict[str, Found] = {}
+    for root in {layout.v2, *layout.v1.values()} - {""}:
+        for path in sorted(Path(root, "labctl").glob("*/*/*")):
+            if not path.is_dir():
+                continue
+            owner, lab, node = path.parts[-3:]
+            if instance is None or owner == instance:
+                name = f"/labctl/{owner}/{lab}/{node}"
+                pids = tuple(Cgroup(name, layout).procs())
+                found[name] = Found(owner, lab, node, name, pids)
+    return list(found.values())
