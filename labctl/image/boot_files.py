@@ -52,10 +52,25 @@ def _flock(descriptor: int, path: Path, timeout: float) -> None:
         time.sleep(0.05)
 
 
+def sweep(final: Path) -> None:
+    """Remove what a killed maker of `final` left beside it.  Call it under the lock that makers hold."""
+    for left in final.parent.glob(f".{final.name}.*"):
+        if left.suffix == ".lock":
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 @contextmanager
 def fresh_dir(final: Path) -> Iterator[Path]:
-    """A new folder beside `final` that becomes `final` when the block ends well, and is removed when not."""
+    """A new folder beside `final` that becomes `final` when the block ends well, and is removed when not.
+
+    Call it under a lock: what a killed maker left is removed first.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
+    sweep(final)
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:
         yield work

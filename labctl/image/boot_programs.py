@@ -55,7 +55,10 @@ def programs(cache: Path, debian: str, emit: Emit = silent) -> Programs:
         emit(Note("", f"downloading busybox and dropbear for {debian}"))
         apt = AptRoot.at(cache, debian)
         apt.update()
-        with fresh_dir(base / "tree") as work, tempfile.TemporaryDirectory(dir=base) as scratch:
+        with (
+            fresh_dir(base / "tree") as work,
+            tempfile.TemporaryDirectory(dir=base, prefix=".tree.") as scratch,
+        ):
             packages = _Packages(apt, Path(scratch))
             _collect(packages, work)
             digest = _digest(work)

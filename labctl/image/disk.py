@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labctl.errors import LabError
-from labctl.image.boot_files import fresh_file, locked, run
+from labctl.image.boot_files import fresh_file, locked, run, sweep
 from labctl.image.bootconfig import ROOT_SERIAL
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def disk(store: Store, image: Image, cache: Path, size: int = DEFAULT_BYTES) -> 
         return final
     with locked(final.parent / f".{name}.lock"):
         if not final.exists():
+            sweep(final)
             layers = store.rootfs(image)
             least = estimate(layers)
             if size < least:
@@ -77,7 +78,9 @@ def make_ext4(layers: Sequence[Path], final: Path, *, seed: str, size: int) -> N
     Raises LabError when it can't be made, HostCannot without mke2fs.
     """
     root = os.geteuid() == 0
-    with tempfile.TemporaryDirectory(prefix="labctl-disk-") as scratch, fresh_file(final) as work:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    beside = tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent)
+    with beside as scratch, fresh_file(final) as work:
         tree, script = str(layers[0].absolute()), ""
         if len(layers) > 1:
             # Short relative names: overlayfs's options end at a page, and a path may hold a colon.

@@ -143,7 +143,7 @@ def _fetch(cache: Path, base: Path, wanted: KernelEntry, emit: Emit) -> Kernel:
     folder = base / label
     if not (folder / "complete").exists():
         emit(Note("", f"downloading kernel {wanted.name} ({package})"))
-        with fresh_dir(folder) as work, tempfile.TemporaryDirectory(dir=base) as scratch:
+        with fresh_dir(folder) as work, tempfile.TemporaryDirectory(dir=base, prefix=f".{label}.") as scratch:
             (deb,) = apt.download([package], Path(scratch))
             unpacked = Path(scratch) / "root"
             run(["dpkg-deb", "-x", str(deb), str(unpacked)], timeout=300, what="unpack a kernel")
