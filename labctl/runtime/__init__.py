@@ -7,9 +7,17 @@ if TYPE_CHECKING:
     from labctl.runtime.archive import runtime_zip as runtime_zip
     from labctl.runtime.client import (
         ContainerState as ContainerState,
+    )
+    from labctl.runtime.client import (
         ContainerStats as ContainerStats,
+    )
+    from labctl.runtime.client import (
         KeeperClient as KeeperClient,
+    )
+    from labctl.runtime.client import (
         Launch as Launch,
+    )
+    from labctl.runtime.client import (
         find_marked as find_marked,
     )
     from labctl.runtime.errors import ContainerError as ContainerError

@@ -152,7 +152,7 @@ def delete(store: Store, ids: Iterable[str], layout: Layout, *, force: bool) -> 
             errors[id_] = str(error)
             continue
         fd = open_process(document)
-        if fd >= 0 and not force and state.status(store, document) != "stopped":
+        if fd >= 0 and not force and state.status(store, document) == "running":
             os.close(fd)
             errors[id_] = (
                 f"cannot delete container {id_} that is not stopped: {state.status(store, document, layout)}"

@@ -16,4 +16,5 @@ class NotFoundError(ContainerError):
     """There is no container of that id."""
 
     def __init__(self, id_: str) -> None:
-        super().__init__(f"container {id_!r} does not exist")
+        super().__init__("container does not exist")
+        self.id = id_

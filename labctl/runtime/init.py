@@ -27,16 +27,31 @@ class Plan:
 
     `stdio` are its descriptors 0, 1, 2; `fifo` an O_PATH descriptor to wait on before execve, or -1;
     `terminal` makes a pseudo terminal and sends its master; `preserve` further descriptors 3 … to keep;
-    `joined` are the namespace types that are entered by path, `cgroups` the folders of `Cgroup.by_name`.
+    `joined` are the namespace types that are entered by path, `cgroups` the folders of `Cgroup.by_name`;
+    `pivot` is off for a root on a ramdisk (--no-pivot), `new_keyring` for --no-new-keyring.
     """
 
-    __slots__ = ("cgroups", "config", "fifo", "joined", "preserve", "program", "stdio", "terminal", "userns")
+    __slots__ = (
+        "cgroups",
+        "config",
+        "fifo",
+        "joined",
+        "new_keyring",
+        "pivot",
+        "preserve",
+        "program",
+        "stdio",
+        "terminal",
+        "userns",
+    )
 
     def __init__(self, config: Config, program: bytes, stdio: tuple[int, int, int]) -> None:
         self.config = config
         self.program = program
         self.stdio = stdio
         self.fifo = -1
+        self.pivot = True
+        self.new_keyring = True
         self.cgroups: dict[str, str] = {}
         self.terminal = bool((config.get("process") or {}).get("terminal"))
         self.preserve: list[int] = []
@@ -77,7 +92,7 @@ def _run(plan: Plan, channel: Channel) -> None:
     os.setsid()
     if "cgroup" in spaces and not spaces["cgroup"]:
         sc.unshare(sc.CLONE_NEWCGROUP)
-    if os.path.exists("/proc/sys/kernel/keys"):
+    if plan.new_keyring:
         _new_keyring()
     _world(plan, channel, message, fds)
     finisher = Finisher(default_process(plan.config), plan.config, plan.program)
@@ -116,7 +131,7 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
             from labctl.runtime.hooks import run_all
 
             run_all(hooks_, message["state"], "createContainer")
-        builder.enter()
+        builder.enter(pivot=plan.pivot)
     if "uts" in spaces:
         if config.get("hostname"):
             sc.sethostname(config["hostname"])

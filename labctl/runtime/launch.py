@@ -16,7 +16,7 @@ from labctl.linux import cgroups, devices, limits, namespaces, pidfds, proc
 from labctl.linux import syscalls as sc
 from labctl.linux.cgroups import Cgroup, Layout
 from labctl.linux.mounts import OverlayMaker
-from labctl.runtime import init, jsonio, process, sources, spec, state
+from labctl.runtime import init, process, sources, spec, state
 from labctl.runtime.channel import Channel
 from labctl.runtime.errors import ContainerError
 from labctl.runtime.state import Store
@@ -40,7 +40,8 @@ class Job:
         self.wait_for_start = False
         self.preserve: list[int] = []
         self.cgroup_path = ""
-        self.no_new_keyring = False
+        self.new_keyring = True
+        self.pivot = True
         self.error = ""
         self.code = 1
         self.config: dict[str, Any] = {}
@@ -70,8 +71,9 @@ class Job:
         resources = linux.get("resources") or {}
         notes = dict(self.config.get("annotations") or {})
         path = self.cgroup_path or linux.get("cgroupsPath") or f"/{self.id}"
-        if ":" in path:  # systemd's slice:prefix:name; without systemd's help a plain path
-            path = "/" + path.replace(":", "/")
+        if path.count(":") == 2:  # systemd's slice:prefix:name: the same place, made without systemd
+            slice_, prefix, name = path.split(":")
+            path = f"/{slice_ or 'system.slice'}/{prefix}-{name}.scope"
         extra = limits.extra_controllers(resources)
         self.cgroup = Cgroup(path, layout, extra)
         self.document = state.new_document(self.id, self.bundle, notes, self.cgroup.path)
@@ -87,6 +89,7 @@ class Job:
             devices.apply(self.cgroup, resources["devices"])
         self._plan = init.Plan(self.config, program, self._stdio(notes))
         self._plan.preserve = self.preserve
+        self._plan.pivot, self._plan.new_keyring = self.pivot, self.new_keyring
         self._plan.cgroups = self.cgroup.by_name()
         if self.wait_for_start:
             self._make_fifo(store)
@@ -275,7 +278,9 @@ def launch(store: Store, jobs: list[Job], layout: Layout, *, timeout: float = 60
             job.document["started"] = time.time()
         try:
             store.write(job.id, job.document)
-        except OSError as error:
+            if not job.wait_for_start:
+                _parent_hooks(job, "poststart")
+        except (OSError, ContainerError) as error:
             _failed(job, str(error), 1)
     for job in jobs:
         job.close()
@@ -294,7 +299,9 @@ def _parent_hooks(job: Job, *kinds: str) -> None:
         if rows:
             from labctl.runtime import hooks
 
-            hooks.run_all(rows, oci_state(job.document, "creating"), kind)
+            hooks.run_all(
+                rows, oci_state(job.document, "running" if kind == "poststart" else "creating"), kind
+            )
 
 
 def oci_state(document: dict[str, Any], status: str) -> dict[str, Any]:
@@ -392,8 +399,3 @@ def undo(store: Store, job: Job) -> None:
             except (OSError, TimeoutError) as error:
                 job.error += f"; and then: {error}"
         store.remove(job.id)
-
-
-def describe(job: Job) -> str:
-    """The state document as text (for tests and `--debug`)."""
-    return jsonio.dumps(job.document)

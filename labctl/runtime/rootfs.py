@@ -199,9 +199,15 @@ class RootBuilder:
             os.close(folder)
             os.close(parent)
 
-    def enter(self) -> None:
-        """Make it "/", then mask and protect."""
-        mounts.enter_root(self.detached)
+    def enter(self, *, pivot: bool = True) -> None:
+        """Make it "/"; without pivot_root(2) where the host's root is a ramdisk, which can't be left."""
+        if pivot:
+            mounts.enter_root(self.detached)
+        else:
+            os.fchdir(self.detached)
+            sc.mount(".", "/", None, sc.MS_MOVE)
+            os.chroot(".")
+            os.chdir("/")
         if (word := self.linux.get("rootfsPropagation") or "").lstrip("r") in (
             "shared",
             "slave",

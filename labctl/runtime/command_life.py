@@ -1,0 +1,226 @@
+"""labrun create, start, run, kill, delete."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import _socket
+import os
+import select
+import struct
+import time
+
+from labctl.linux import pidfds
+from labctl.linux.cgroups import Layout
+from labctl.runtime import actions, options, process, signals, spec, state
+from labctl.runtime.errors import ContainerError, NotFoundError
+from labctl.runtime.launch import Job, launch, oci_state
+from labctl.runtime.main import Context, one_name
+from labctl.runtime.state import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CREATE = {
+    "bundle": "text",
+    "console-socket": "text",
+    "pid-file": "text",
+    "no-pivot": "flag",
+    "no-new-keyring": "flag",
+    "preserve-fds": "number",
+}
+_RUN = {**_CREATE, "detach": "flag", "keep": "flag", "no-subreaper": "flag"}
+_SHORT = {"b": "bundle", "d": "detach", "f": "force", "a": "all"}
+_FORWARDED = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "CONT", "WINCH", "ALRM")
+
+
+def _job(given: options.Options, id_: str, *, wait: bool) -> Job:
+    state.check_id(id_)
+    job = Job(id_, given.text("bundle") or ".", stdio=(0, 1, 2))
+    job.wait_for_start = wait
+    job.pivot = not given.flag("no_pivot")
+    job.new_keyring = not given.flag("no_new_keyring")
+    extra = (given.number("preserve_fds") or 0) + int(os.environ.get("LISTEN_FDS") or 0)
+    job.preserve = list(range(3, 3 + extra))
+    for fd in job.preserve:
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise ContainerError(f"please check that preserved-fd {fd} (of {extra}) is present") from None
+    return job
+
+
+def _check_terminal(config: dict[str, object], socket: str, *, detached: bool) -> bool:
+    """Whether the process has a terminal; raises ContainerError when it has nowhere to go."""
+    wanted = bool((config.get("process") or {}).get("terminal"))  # type: ignore[attr-defined]
+    if detached and wanted and not socket:
+        raise ContainerError("cannot allocate tty if labrun will detach without setting console socket")
+    if socket and not wanted:
+        raise ContainerError("cannot use console socket if labrun will not detach or allocate tty")
+    return wanted
+
+
+def send_console(path: str, master: int) -> None:
+    """Hand a terminal's master over the console socket, as runc's docs/terminals.md describes."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        # sun_path holds 108 bytes, whatever the path's length.
+        sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", master))
+        sock.sendmsg([b"/dev/pts/ptmx"], [rights])
+    except OSError as error:
+        raise ContainerError(f"console socket {path}: {error.strerror}") from error
+    finally:
+        sock.close()
+        os.close(folder)
+
+
+def write_pid(path: str, pid: int) -> None:
+    """The pid file, whole or not at all."""
+    if path:
+        state.write_atomic(path, str(pid), 0o644)
+
+
+def _launch(store: Store, job: Job, verb: str, given: options.Options) -> None:
+    """Create or run one, its terminal and pid file included; on any failure nothing is left."""
+    launch(store, [job], Layout.detect())
+    if job.error:
+        why = job.error
+        if job.code in (process.NOT_FOUND, process.NOT_EXECUTABLE):
+            why = f"unable to start container process: {why}"
+        raise ContainerError(f"labrun {verb} failed: {why}")
+    try:
+        if job.console >= 0 and given.text("console_socket"):
+            send_console(given.text("console_socket"), job.console)
+            os.close(job.console)
+            job.console = -1
+        write_pid(given.text("pid_file"), job.pid)
+    except (ContainerError, OSError):
+        actions.delete(store, [job.id], Layout.detect(), force=True)
+        raise
+
+
+def create(words: list[str], context: Context) -> int:
+    """labrun create ID."""
+    given = options.parse(words, _CREATE, _SHORT)
+    job = _job(given, one_name(given, "create"), wait=True)
+    config, _ = spec.load(job.bundle)
+    _check_terminal(config, given.text("console_socket"), detached=True)
+    _launch(Store(context.root), job, "create", given)
+    return 0
+
+
+def start(words: list[str], context: Context) -> int:
+    """labrun start ID: let the created process become its program."""
+    given = options.parse(words, {}, {})
+    id_ = one_name(given, "start")
+    store = Store(context.root)
+    document = store.read(id_)
+    now = state.status(store, document, None)
+    if now == "stopped":
+        raise ContainerError("cannot start a container that has stopped")
+    if now != "created":
+        raise ContainerError(f"cannot start an already {now} container")
+    path = f"{store.folder(id_)}/exec.fifo"
+    fd = actions.open_process(document)
+    fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        poll = select.poll()
+        poll.register(fifo, select.POLLIN)
+        poll.register(fd, select.POLLIN)
+        ready = [one for one, _ in poll.poll(10000)]
+        if fifo not in ready:
+            raise ContainerError(
+                "container process is already dead" if ready else "container does not answer"
+            )
+        os.unlink(path)
+        os.read(fifo, 16)
+    finally:
+        os.close(fifo)
+        os.close(fd)
+    document.update(status="running", started=time.time())
+    store.write(id_, document)
+    if rows := (store.config(id_).get("hooks") or {}).get("poststart"):
+        from labctl.runtime import hooks
+
+        try:
+            hooks.run_all(rows, oci_state(document, "running"), "poststart")
+        except ContainerError:
+            actions.kill(store, id_, 9, Layout.detect(), everything=True)
+            raise
+    return 0
+
+
+def run(words: list[str], context: Context) -> int:
+    """labrun run ID: create and start; without --detach its exit code, and nothing is left."""
+    given = options.parse(words, _RUN, _SHORT)
+    id_ = one_name(given, "run")
+    detached = given.flag("detach")
+    job = _job(given, id_, wait=False)
+    config, _ = spec.load(job.bundle)
+    _check_terminal(config, given.text("console_socket"), detached=detached)
+    store = Store(context.root)
+    _launch(store, job, "run", given)
+    if detached:
+        return 0
+    code = _foreground(job)
+    actions.record_exit(store, id_, code)
+    if not given.flag("keep"):
+        failed = actions.delete(store, [id_], Layout.detect(), force=True)[id_]
+        if failed:
+            raise ContainerError(failed)
+    return code
+
+
+def _foreground(job: Job) -> int:
+    """Forward signals, join the terminal, wait: the exit code."""
+    from labctl.runtime.execute import ExecProcess, relay
+
+    running = ExecProcess(job.pid, job.pidfd, job.console)
+    forward_signals(running.kill)
+    if job.console >= 0:
+        return relay(running, 0, 1)
+    return running.wait()
+
+
+def forward_signals(send: Callable[[int], None]) -> None:
+    """From now on what we are sent goes to the container."""
+    for name in _FORWARDED:
+        _signal.signal(signals.BY_NAME[name], lambda number, _frame: send(number))
+
+
+def kill(words: list[str], context: Context) -> int:
+    """labrun kill ID [SIGNAL]."""
+    given = options.parse(words, {"all": "flag"}, _SHORT)
+    id_ = one_name(given, "kill", most=2)
+    number = signals.parse(given.words[1] if len(given.words) > 1 else "TERM")
+    actions.kill(Store(context.root), id_, number, Layout.detect(), everything=given.flag("all"))
+    return 0
+
+
+def delete(words: list[str], context: Context) -> int:
+    """labrun delete ID."""
+    given = options.parse(words, {"force": "flag"}, _SHORT)
+    id_ = one_name(given, "delete")
+    store = Store(context.root)
+    force = given.flag("force")
+    try:
+        document = store.read(id_)
+    except NotFoundError:
+        if force:
+            return 0
+        raise
+    if not force and state.running_pid(document):
+        # What was told to die a moment ago may: runc's users delete right after kill.
+        fd = actions.open_process(document)
+        if fd >= 0:
+            pidfds.ended(fd, 0.1)
+            os.close(fd)
+    failed = actions.delete(store, [id_], Layout.detect(), force=force)[id_]
+    if failed:
+        raise ContainerError(failed)
+    return 0
+
+
+COMMANDS = {"create": create, "start": start, "run": run, "kill": kill, "delete": delete}
