@@ -247,7 +247,8 @@ def add_route(destination: str, gateway: str = "", index: int = 0, name: str = "
     )
 
 
-def _attrs(data: bytes) -> dict[int, bytes]:
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes of a message, by their types without flags."""
     found: dict[int, bytes] = {}
     at = 0
     while at + 4 <= len(data):
@@ -259,7 +260,8 @@ def _attrs(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def _string(raw: bytes) -> str:
+def string(raw: bytes) -> str:
+    """A zero-terminated text."""
     return raw.rstrip(b"\0").decode(errors="replace")
 
 
@@ -283,18 +285,19 @@ def _refusal(flags: int, payload: bytes, what: str) -> NetlinkError:
     message = ""
     if flags & _F_ACK_TLVS:
         # The original header follows the error; with NETLINK_CAP_ACK without its payload.
-        message = _string(_attrs(payload[20:]).get(1, b""))
+        message = string(attributes(payload[20:]).get(1, b""))
     return NetlinkError(number, what, message)
 
 
 class Netlink:
     """An rtnetlink socket of the calling thread's network namespace; usable as a context manager.
 
-    Not to be shared by threads.  Every call is bounded by 20 s (TimeoutError beyond).
+    Not to be shared by threads.  Every call is bounded by 20 s (TimeoutError beyond).  `protocol` is 0,
+    NETLINK_ROUTE, or another family's number (see netfilter.py).
     """
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    def __init__(self, protocol: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
             self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
@@ -353,7 +356,8 @@ class Netlink:
                     answers[seq - first] = _refusal(flags, payload, request.what)
         return answers
 
-    def _dump(self, what: str, kind: int, body: bytes) -> list[bytes]:
+    def dump(self, what: str, kind: int, body: bytes) -> list[bytes]:
+        """The payloads of all answers to a dump request.  Raises NetlinkError beginning with `what`."""
         for _ in range(20):
             found, whole = self._dump_once(what, kind, body)
             if whole:
@@ -381,14 +385,14 @@ class Netlink:
     def links(self) -> list[Link]:
         """All links of the namespace."""
         body = _ifinfo() + _u32(_EXT_MASK, _SKIP_STATS)
-        return [_link(payload) for payload in self._dump("cannot list links", _GETLINK, body)]
+        return [_link(payload) for payload in self.dump("cannot list links", _GETLINK, body)]
 
     def addresses(self) -> list[Address]:
         """All addresses, v4 and v6."""
         found = []
-        for payload in self._dump("cannot list addresses", _GETADDR, bytes(8)):
+        for payload in self.dump("cannot list addresses", _GETADDR, bytes(8)):
             _, prefix, flags, scope, index = struct.unpack_from("=BBBBi", payload)
-            attrs = _attrs(payload[8:])
+            attrs = attributes(payload[8:])
             raw = attrs.get(_IFA_LOCAL) or attrs.get(_IFA_ADDRESS)
             if raw:
                 text = f"{ip_address(raw)}/{prefix}"
@@ -397,37 +401,37 @@ class Netlink:
 
     def routes(self) -> list[Route]:
         """All routes of all tables, v4 and v6; of a multipath route the first hop."""
-        payloads = self._dump("cannot list routes", _GETROUTE, bytes(12))
+        payloads = self.dump("cannot list routes", _GETROUTE, bytes(12))
         return [_route(payload) for payload in payloads]
 
 
 def _link(payload: bytes) -> Link:
     _, _, index, flags, _ = struct.unpack_from("=BxHiII", payload)
-    attrs = _attrs(payload[16:])
-    info = _attrs(attrs.get(_LINKINFO, b""))
+    attrs = attributes(payload[16:])
+    info = attributes(attrs.get(_LINKINFO, b""))
     return Link(
         index=index,
-        name=_string(attrs.get(_IFNAME, b"")),
+        name=string(attrs.get(_IFNAME, b"")),
         flags=flags,
         mtu=_number(attrs, _MTU),
         mac=attrs.get(_ADDRESS, b"").hex(":"),
         master=_number(attrs, _MASTER),
         link=_number(attrs, _LINK),
-        alias=_string(attrs.get(_IFALIAS, b"")),
-        kind=_string(info.get(_INFO_KIND, b"")),
+        alias=string(attrs.get(_IFALIAS, b"")),
+        kind=string(info.get(_INFO_KIND, b"")),
         group=_number(attrs, _GROUP),
     )
 
 
 def _route(payload: bytes) -> Route:
     family, prefix, _, _, table, protocol, _, kind, _ = struct.unpack_from("=BBBBBBBBI", payload)
-    attrs = _attrs(payload[12:])
+    attrs = attributes(payload[12:])
     hop = attrs.get(_RTA_MULTIPATH, b"")
     index = _number(attrs, _RTA_OIF)
     gateway = attrs.get(_RTA_GATEWAY)
     if len(hop) >= 8:
         index = index or struct.unpack_from("=i", hop, 4)[0]
-        gateway = gateway or _attrs(hop[8 : struct.unpack_from("=H", hop)[0]]).get(_RTA_GATEWAY)
+        gateway = gateway or attributes(hop[8 : struct.unpack_from("=H", hop)[0]]).get(_RTA_GATEWAY)
     destination = attrs.get(_RTA_DST)
     return Route(
         destination=f"{ip_address(destination)}/{prefix}" if destination and prefix else "default",

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 from labctl.errors import Foreign, LabError
 from labctl.linux import netlink
 from labctl.linux.netlink import Address, Link, Netlink, NetlinkError
-from labctl.linux.netnode import write_sysctl
+from labctl.linux.netnode import delete_links, write_sysctl
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.network.model import LAB_GROUP
 
@@ -118,13 +118,22 @@ class Bridge:
 
     def unmake(self) -> None:
         """Delete it if it is ours; absence is fine.  Its ports stay, without a bridge."""
+        for error in self.unmake_many([self]).values():
+            raise error
+
+    @classmethod
+    def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """Delete many in one grace period; what failed, by name."""
         try:
             with Netlink() as kernel:
-                link = netlink.by_name(kernel.links()).get(self.ifname)
-                if link is not None and link.alias == self.mark:
-                    kernel.do(netlink.delete_link(link.name, index=link.index))
+                links = netlink.by_name(kernel.links())
+                doomed = [links[i.ifname] for i in items if i.ifname in links]
+                ours = {item.mark for item in items}
+                doomed = [link for link in doomed if link.alias in ours]
+                delete_links(kernel, doomed, {link.group for link in links.values()})
         except OSError as error:
-            raise LabError(str(error), hint=_hint(error)) from error
+            return {item.name: LabError(str(error), hint=_hint(error)) for item in items}
+        return {}
 
 
 def holder(link: Link) -> str:

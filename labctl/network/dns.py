@@ -87,10 +87,10 @@ class Dns:
             "localise-queries",
             "local-ttl=0",
             "bogus-priv",
-            "stop-dns-rebind" if self.internet else "no-resolv",
         ]
         if not self.internet:
-            lines.append("address=/#/")  # NXDOMAIN, where the lack of any server would be REFUSED
+            # NXDOMAIN, where the lack of any server would be REFUSED.
+            lines += ["no-resolv", "address=/#/"]
         return "\n".join(lines) + "\n"
 
     def _reachable(self) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from labctl.errors import HostCannot, LabError
+from labctl.errors import LabError
 from labctl.linux import netlink, netns
 from labctl.linux.netlink import Netlink
 from labctl.looks import Owner, parse_mark
@@ -55,10 +55,7 @@ def _servers() -> list[Found]:
 
 def _firewalls() -> list[Found]:
     found = []
-    try:
-        tables = nft.lab_tables()
-    except HostCannot:
-        return []
+    tables = nft.lab_tables()
     for table in tables:
 
         def remove(name: str = table.name, mark: str = table.mark) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from labctl.errors import LabError
+from labctl.linux import netfilter
 from labctl.looks import parse_mark
 from labctl.network import tools
 from labctl.network.ruleset import RECORD
@@ -44,43 +43,40 @@ def text_of_all() -> str:
 
 
 def tables() -> set[tuple[str, str]]:
-    """(family, name) of every table."""
-    out = tools.run([_nft(), "-j", "list", "tables"], what="cannot list the firewall's tables")
-    return {(t["table"]["family"], t["table"]["name"]) for t in json.loads(out)["nftables"] if "table" in t}
+    """(family, name) of every table.  Raises LabError when the kernel doesn't say."""
+    try:
+        return netfilter.tables()
+    except OSError as error:
+        raise LabError(str(error), hint="run as root" if error.errno == 1 else "") from error
 
 
 def lab_table(name: str) -> LabTable | None:
-    """The inet table of that name, or None."""
-    code, out, err = tools.attempt_run([_nft(), "-j", "list", "table", "inet", name])
-    if code == 0:
-        for table in _read(out):
-            return table
-    if code == 0 or "No such file" in err:
+    """The inet table of that name, ours or not, or None."""
+    if ("inet", name) not in tables():
         return None
-    raise LabError(f"cannot read the firewall's table {name}: {err.strip()[:200]}")
+    return next((table for table in _read() if table.name == name), LabTable(name, ""))
 
 
 def lab_tables() -> list[LabTable]:
     """All inet tables that carry a mark of ours, of any instance."""
-    out = tools.run([_nft(), "-j", "list", "ruleset", "inet"], what="cannot read the firewall")
-    return [table for table in _read(out) if table.mark]
+    return [table for table in _read() if table.mark]
 
 
-def _read(out: str) -> Iterator[LabTable]:
+def _read() -> list[LabTable]:
     notes: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
-    for item in json.loads(out)["nftables"]:
-        if "table" in item:
-            notes[item["table"]["name"]] = []
-            counts[item["table"]["name"]] = 0
-        elif "rule" in item:
-            rule = item["rule"]
-            if rule["chain"] == RECORD:
-                notes[rule["table"]].append(rule.get("comment", ""))
-            else:
-                counts[rule["table"]] += 1
-    for name, texts in notes.items():
-        yield _table(name, texts, counts[name])
+    try:
+        rules = netfilter.rules()
+    except OSError as error:
+        raise LabError(str(error), hint="run as root" if error.errno == 1 else "") from error
+    for rule in rules:
+        notes.setdefault(rule.table, [])
+        counts.setdefault(rule.table, 0)
+        if rule.chain == RECORD:
+            notes[rule.table].append(rule.comment)
+        else:
+            counts[rule.table] += 1
+    return [_table(name, texts, counts[name]) for name, texts in notes.items()]
 
 
 def _table(name: str, texts: list[str], count: int) -> LabTable:

@@ -58,7 +58,7 @@ def test_addresses_of_proc_net() -> None:
 
 
 def test_the_ground_floor_runs_on_python_3_9_with_the_standard_library_alone() -> None:
-    for name in ("netlink", "netns", "netnode", "guestnet"):
+    for name in ("netlink", "netns", "netnode", "netfilter", "guestnet"):
         source = Path(netlink.__file__).with_name(f"{name}.py").read_text()
         tree = ast.parse(source, feature_version=(3, 9))
         assert "from __future__ import annotations" in source
