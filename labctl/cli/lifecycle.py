@@ -99,7 +99,9 @@ def up(
     elif not session.quiet:
         show_changes(result.changes)
         show_status(result.status)
-        screen.line(f"\n{result.status.lab} is up after {screen.seconds(result.seconds)}")
+        still = all(str(change.action) == "keep" for change in result.changes)
+        told = "was up already, nothing to do" if still else "is up"
+        screen.line(f"\n{result.status.lab} {told} ({screen.seconds(result.seconds)})")
         if checks:
             show_checks(results)
     return _verdict(results)
@@ -181,7 +183,7 @@ def show_status(status: Any) -> None:
     ]
     screen.line(screen.table(["node", "tier", "state", "runs on", "addresses", "image", "start"], rows))
     for node in status.nodes:
-        if node.reason:
+        if node.reason and node.reason != node.state:
             remedy = f" ({node.remedy})" if node.remedy else ""
             screen.line(f"{node.name}: {node.state}: {screen.clean(node.reason)}{remedy}")
         for port in node.ports:

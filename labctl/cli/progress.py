@@ -114,8 +114,11 @@ class Lines:
 
 
 def topic(event: Progress) -> str:
-    """What the progress is about, without the step that it has come to ("image base: libc6")."""
-    return event.what.partition(": ")[0]
+    """What the progress is about, without the step that it has come to.
+
+    "image base: libc6" is about "image base"; "trying nft", one of many trials, about "trying".
+    """
+    return "trying" if event.what.startswith("trying ") else event.what.partition(": ")[0]
 
 
 def owner(event: StepStarted | StepDone | StepFailed) -> str:

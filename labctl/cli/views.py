@@ -14,6 +14,8 @@ from labctl.cli.session import Session, verb
 from labctl.errors import HostCannot, LabError, UsageError
 from labctl.lab import api
 
+TIERS = ("emulation", "para", "hardware", "container")
+
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -134,7 +136,7 @@ def doctor(
         screen.document({"findings": findings})
     else:
         show_findings(findings)
-    tiers = [finding for finding in findings if finding.group == "tier"]
+    tiers = [finding for finding in findings if finding.name in TIERS]
     return HostCannot.exit_code if tiers and not any(finding.ok for finding in tiers) else 0
 
 
