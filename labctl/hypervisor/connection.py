@@ -169,14 +169,21 @@ def connect(uri: str | None, home: Home) -> Libvirt:
     Pooled: the same process gets the same connection until it dies.  Raises HostCannot, TimedOut,
     LabError; bounded by OPEN_SECONDS and private.START_SECONDS.
     """
-    own = private.uri(home)
     if uri is None or uri == "":
         with _pool_lock:
-            for known in (own, SYSTEM_URI):
+            for known in (private.uri(home), SYSTEM_URI):
                 if known in _pool and _alive(_pool[known]):
                     return _pool[known]
-        uri = SYSTEM_URI if not private.domains(home) and _system_answers() else own
-    return reach(own if uri == "private" else uri, home)
+    return reach(choose_uri(uri, home), home)
+
+
+def choose_uri(uri: str | None, home: Home) -> str:
+    """The URI that `connect` would use, starting nothing.  Bounded by OPEN_SECONDS."""
+    if uri and uri != "private":
+        return uri
+    if not uri and not private.domains(home) and _system_answers():
+        return SYSTEM_URI
+    return private.uri(home)
 
 
 def reach(uri: str, home: Home | None, *, sure: bool = True) -> Libvirt:

@@ -162,7 +162,7 @@ def kernels(
         cache = options.home.cache
         files = kernel(cache, name, emit)
         initrd = initramfs.initramfs(cache, files, emit)
-        cmdline = initramfs.command_line(files, host_arch=this_arch(), tsc_khz=initramfs.host_tsc_khz())
+        cmdline = initramfs.command_line(files, host_arch=this_arch(), tsc_khz=initramfs.host_tsc_khz(cache))
         found[key] = KernelFacts(str(files.boot), str(initrd), cmdline, files.version)
     return found
 

@@ -10,6 +10,8 @@ from typing import Protocol
 from labctl.errors import LabError
 from labctl.home import Home
 from labctl.network.marks import Found
+from labctl.runtime import client as containers
+from labctl.runtime.errors import ContainerError
 from labctl.tiers.folders import remove_tree
 
 
@@ -47,23 +49,23 @@ class _Folder:
 
 
 @dataclass(frozen=True)
-class _Containers:
-    home: Home
-    lab: str
-    instance: str
-    kind: str = "containers"
+class _Container:
+    found: containers.Found
+    kind: str = "container"
 
     @property
     def name(self) -> str:
-        return f"/labctl/{self.instance}/{self.lab}"
+        return self.found.cgroup
+
+    @property
+    def lab(self) -> str:
+        return self.found.lab
 
     def remove(self) -> None:
-        from labctl.linux import cgroups
-
         try:
-            cgroups.remove_tree(self.name)
-        except OSError as error:
-            raise LabError(f"cannot remove the cgroup {self.name}: {error}") from error
+            self.found.remove()
+        except (ContainerError, OSError) as error:
+            raise LabError(f"cannot remove the container of {self.name}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,8 @@ class _Network:
 
 def find(home: Home, instance: str) -> Iterator[Marked]:
     """All marked objects, in an order in which they can be removed: users before what they use."""
-    from labctl.linux import cgroups
-
-    for lab in cgroups.children(f"/labctl/{instance}"):
-        yield _Containers(home, lab, instance)
+    for found in containers.find_marked(instance):
+        yield _Container(found)
     yield from _domains(home, instance)
     from labctl.network.marks import find_marked
 

@@ -1,0 +1,192 @@
+"""start, stop, restart, pause, resume and wait: nodes whatever their tier."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from labctl.errors import Failures, LabError, TimedOut, UsageError
+from labctl.events import Emit, NodePhase, Note, silent
+from labctl.lab.looking import lab_status, opened, record_named
+from labctl.lab.model import Options
+from labctl.resource import executor
+from labctl.resource.ledger import LabRow, Ledger, Row
+from labctl.resource.lock import locked
+from labctl.tiers.record import NodeRecord
+
+Target = tuple[str, str]
+POLL_SECONDS = 0.1
+
+
+def start(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:
+    """Start stopped nodes and wait until they are ready again; running ones are left as they are."""
+    _each(targets, options, "start", emit, _start)
+
+
+def stop(targets: Sequence[Target], options: Options, emit: Emit = silent, *, force: bool = False) -> None:
+    """Ask nodes to end, and end them after their stop_timeout (at once with `force`); disks are kept."""
+    _each(
+        targets,
+        options,
+        "stop",
+        emit,
+        lambda ledger, row, record, tell: _stop(ledger, row, record, tell, force),
+    )
+
+
+def restart(targets: Sequence[Target], options: Options, emit: Emit = silent, *, force: bool = False) -> None:
+    """Stop and start."""
+    stop(targets, options, emit, force=force)
+    start(targets, options, emit)
+
+
+def pause(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:
+    """Freeze nodes: their memory stays, their CPUs rest."""
+    _each(targets, options, "pause", emit, lambda *four: _freeze(*four, on=True))
+
+
+def resume(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:
+    """Let paused nodes go on."""
+    _each(targets, options, "resume", emit, lambda *four: _freeze(*four, on=False))
+
+
+def _each(
+    targets: Sequence[Target],
+    options: Options,
+    verb: str,
+    emit: Emit,
+    act: Callable[[Ledger, LabRow, NodeRecord, Emit], None],
+) -> None:
+    """Do it to every node, several at once, holding the labs' locks.  Raises Failures, Busy."""
+    with opened(options) as ledger, ExitStack() as stack:
+        found = [record_named(ledger, lab, node) for lab, node in targets]
+        for record in (record for _, record in found if record.skipped):
+            raise UsageError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
+        for name in dict.fromkeys(row.id for row, _ in found):
+            stack.enter_context(locked(options.home.state / "locks" / name, verb, wait=options.wait))
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            jobs = [(record, pool.submit(act, ledger, row, record, emit)) for row, record in found]
+            failures: list[LabError] = []
+            for record, job in jobs:
+                try:
+                    job.result()
+                except LabError as error:
+                    failures.append(type(error)(f"{record.name}: {error.message}", hint=error.hint))
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise Failures(f"{verb} failed for {len(failures)} nodes", failures)
+
+
+def _start(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit) -> None:
+    rows = {r.key: r for r in ledger.resources(row.id)}
+    main = executor.load(_row(rows, record))
+    if main.look().there:
+        return
+    emit(NodePhase(row.id, record.name, "starting"))
+    for kind in ("net", "vmdisk"):  # a reboot of the host may have taken what the machine stands on
+        if below := rows.get(f"{kind}:{record.name}"):
+            executor.load(below).make()
+    main.make()
+    for kind, phase in (("reach", "running"), ("ready", "ready")):
+        if step := rows.get(f"{kind}:{record.name}"):
+            for text in executor.load(step).make() or ():
+                emit(Note(row.id, text, "warning"))
+            emit(NodePhase(row.id, record.name, phase))
+
+
+def _row(rows: dict[str, Row], record: NodeRecord) -> Row:
+    if record.main_key not in rows:
+        raise LabError(f"{record.name} has not been made", hint="labctl up")
+    return rows[record.main_key]
+
+
+def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bool) -> None:
+    timeout = 0.0 if force else record.stop_timeout
+    main = executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
+    if record.inside or record.tier == "container":
+        _stop_container(record, timeout)
+    else:
+        from labctl.hypervisor import power
+        from labctl.hypervisor.domain import Domain
+
+        assert isinstance(main, Domain)
+        power.stop(main, timeout, lambda: _power_off(record))
+    emit(NodePhase(row.id, record.name, "stopped"))
+
+
+def _power_off(record: NodeRecord) -> None:
+    """Ask the guest over SSH: it works on machines without a power button as well."""
+    from labctl.tiers.machines import machine
+
+    target = machine(record)
+    power_off = getattr(target, "power_off", None)
+    if power_off is None:
+        raise LabError(f"{record.name} can't be asked to power off")
+    power_off()
+
+
+def _stop_container(record: NodeRecord, timeout: float) -> None:
+    if record.inside:
+        from labctl.guest.inside import InsideMachine
+        from labctl.tiers.machines import machine
+
+        target = machine(record)
+        assert isinstance(target, InsideMachine)
+        target.stop(timeout)
+        return
+    from labctl.runtime.client import KeeperClient
+
+    errors = KeeperClient(Path(record.run_root)).stop([record.container], timeout=timeout)
+    if text := errors.get(record.container):
+        raise LabError(text)
+
+
+def _freeze(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, *, on: bool) -> None:
+    main = executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
+    if record.tier != "container":
+        from labctl.hypervisor import power
+        from labctl.hypervisor.domain import Domain
+
+        assert isinstance(main, Domain)
+        (power.pause if on else power.resume)(main)
+    elif record.inside:
+        from labctl.guest.inside import InsideMachine
+        from labctl.tiers.machines import machine
+
+        target = machine(record)
+        assert isinstance(target, InsideMachine)
+        (target.pause if on else target.resume)()
+    else:
+        from labctl.runtime.client import KeeperClient
+
+        client = KeeperClient(Path(record.run_root))
+        errors = (client.pause if on else client.resume)([record.container])
+        if text := errors.get(record.container):
+            raise LabError(text)
+    emit(NodePhase(row.id, record.name, "paused" if on else "running"))
+
+
+def wait(targets: Sequence[Target], state: str, timeout: float, options: Options) -> None:
+    """Wait until every node is in the state ("running" is also met by ready).  Raises TimedOut."""
+    deadline = time.monotonic() + timeout
+    wanted = ("running", "ready") if state == "running" else (state,)
+    with opened(options) as ledger:
+        labs = {lab: record_named(ledger, lab, node)[0] for lab, node in targets}
+        while True:
+            now = {
+                (lab, node.name): node.state
+                for lab, row in labs.items()
+                for node in lab_status(ledger, row).nodes
+            }
+            late = [
+                f"{lab}/{node} is {now[lab, node]}" for lab, node in targets if now[lab, node] not in wanted
+            ]
+            if not late:
+                return
+            if time.monotonic() >= deadline:
+                raise TimedOut(f"not {state} within {timeout:g} s: {', '.join(late)}")
+            time.sleep(POLL_SECONDS)
