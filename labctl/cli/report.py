@@ -50,7 +50,7 @@ def guarded(action: Callable[[], object]) -> int:
         print(explain(error), file=sys.stderr, flush=True)
         return _code(error)
     except KeyboardInterrupt:
-        warn("interrupted; nothing was removed")
+        warn("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader went away, as `head` does.  Python would complain again when it flushes at exit.
