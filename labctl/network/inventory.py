@@ -91,11 +91,11 @@ def _nft() -> list[str]:
 
 
 def namespaces() -> list[str]:
-    """Where network namespaces are kept by a mount, in this mount namespace."""
+    """Where network namespaces, and the user namespaces that own them, are kept by mounts here."""
     points = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         words = line.split()
-        if words[3].startswith("net:["):
+        if words[3].startswith(("net:[", "user:[")):
             points.append(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4]))
     return points
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from labctl.errors import LabError
 from labctl.linux import netlink, netns
@@ -110,5 +110,6 @@ def _namespaces(instance: str, folder: str) -> list[Found]:
                 raise LabError(str(error)) from error
 
         owner = Owner(instance, lab)
-        found.append(Found(owner, "net", os.path.basename(point), f"network namespace {point}", remove))  # noqa: PTH119
+        name = Path(point).name.removesuffix(".user")
+        found.append(Found(owner, "net", name, f"namespace kept at {point}", remove))
     return found

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -295,3 +299,62 @@ def test_a_host_without_nft_is_told_what_to_install(tmp_path: Path, monkeypatch:
     with pytest.raises(HostCannot, match="nft") as caught:
         rig(tmp_path, 1).firewall.make()
     assert "apt-get install nftables" in caught.value.hint
+
+
+STEPS = [
+    "nft.apply",
+    "forwarding.enable",
+    "iptables.make",
+    "iptables.unmake",
+    "forwarding.restore",
+    "nft.delete",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_killed_at_any_step_within_it_is_taken_away_whole(
+    tmp_path: Path, outside: str, step: str, late: bool
+) -> None:
+    """SIGKILL before and after every act inside make and unmake; then unmake, and nothing is left."""
+    sh("iptables-nft", "-P", "FORWARD", "DROP")
+    lab = rig(tmp_path, 1, internet=True, nodes=0, ports=(published(1, 8080),))
+    lab.bridge.make()
+    before = inventory.inventory()
+    module, name = step.split(".")
+    child = os.fork()
+    if child == 0:
+        room = sys.modules[f"labctl.network.{module}"]
+        real = getattr(room, name)
+
+        def fatal(*args: object) -> None:
+            if late:
+                real(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if name in ("unmake", "restore", "delete"):
+            lab.firewall.make()
+        setattr(room, name, fatal)
+        lab.firewall.make()
+        lab.firewall.unmake()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    lab.firewall.unmake()
+    # route_localnet is the bridge's own, and goes with it.
+    lab.bridge.unmake()
+    lab.bridge.make()
+    assert inventory.differences(before, inventory.inventory()) == []
+
+
+def test_many_labs_at_once_do_not_get_in_each_others_way(tmp_path: Path, outside: str) -> None:
+    sh("iptables-nft", "-P", "FORWARD", "DROP")
+    labs = [rig(tmp_path, number, internet=True, nodes=0) for number in range(1, 9)]
+    for lab in labs:
+        lab.bridge.make()
+    before = inventory.inventory()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda lab: lab.firewall.make(), labs))
+        assert {lab.firewall.look().presence for lab in labs} == {Presence.PRESENT}
+        assert FORWARD.read_text().strip() == "1"
+        list(pool.map(lambda lab: lab.firewall.unmake(), labs))
+    assert inventory.differences(before, inventory.inventory()) == []

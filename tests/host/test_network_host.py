@@ -17,7 +17,7 @@ import pytest
 from labctl.errors import LabError
 from labctl.linux import guestnet, netlink
 from labctl.looks import Owner
-from labctl.network import inventory, listeners
+from labctl.network import inventory, listeners, probes
 from labctl.network.dns import Dns
 from labctl.network.marks import find_marked
 from labctl.network.model import Listen, PublishedPort
@@ -99,6 +99,7 @@ def test_what_a_lost_ledger_forgot_is_found_by_its_marks_and_nothing_else(tmp_pa
     # Namespaces are kept at LABS/LAB/net/NODE, as a home has them.
     folder = tmp_path / "labs" / "00000001" / "net"
     lab.nets = [replace(net, path=str(folder / net.name)) for net in lab.nets]
+    lab.nets[1] = replace(lab.nets[1], userns=f"{lab.nets[1].path}.user", id_base=100000)
     other = rig(tmp_path / "other", 2, instance="bbbbbbbb")
     lab.make()
     other.make()
@@ -178,3 +179,12 @@ def test_errors_are_of_the_kind_people_see(tmp_path: Path) -> None:
     lab = rig(tmp_path, 1, nodes=1)
     with pytest.raises(LabError, match="no bridge lb1"):
         lab.nets[0].make()
+
+
+def test_probes_try_and_leave_nothing() -> None:
+    before = inventory.inventory()
+    assert probes.why_no_nft() == ""
+    netem = probes.why_no_netem()
+    assert netem == "" or "netem" in netem or "qdisc" in netem
+    assert probes.br_netfilter() is Path("/proc/sys/net/bridge").exists()
+    assert inventory.differences(before, inventory.inventory()) == []
