@@ -1,67 +1,69 @@
-"""A container on this host as a machine: commands by joining its namespaces, files through its own root.
-
-Every file operation enters the container first (labctl.guest.trees), so that no link of its can lead to
-the host.
-"""
+"""A container on this host: commands by joining its namespaces, files through them, its logs, its cgroup."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import select
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from labctl.errors import LabError, TimedOut
-from labctl.guest import copying, pipes
+from labctl.errors import LabError, TimedOut, UsageError
+from labctl.guest import copying
 from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream
-from labctl.runtime.client import ContainerState, KeeperClient
-from labctl.runtime.errors import ContainerError
+from labctl.guest.pipes import standard_streams
 
-_BLOCK = 1 << 16
+_LOOK_SECONDS = 30.0
 _POLL_SECONDS = 0.1
-_TREE_SECONDS = 3600.0  # a copy is as long as its data; what hangs is ended with labctl
-_PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1));"
-    " from labctl.guest.trees import main; sys.exit(main(sys.argv[1:]))"
+_BLOCK = 1 << 16
+_TREES = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from labctl.guest.trees import main; sys.exit(main(sys.argv[2:]))"
 )
+# The log files' names in a container's configuration (labctl.runtime.spec).
+_LOG_KEYS: dict[Stream, str] = {"stdout": "org.labctl.log.stdout", "stderr": "org.labctl.log.stderr"}
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What names a container to the runtime."""
+
+    id: str
+    root: str
 
 
 class ContainerMachine:
-    """Commands, files, logs, figures and pauses of one container of a lab.
+    """A container of a lab.  Has the shape of Executes, Copies, HasLogs, Measures and Pauses.
 
-    `root` is the lab's keeper folder, `container` the id in it, `name` what messages call it.
+    `run_root` is the folder of the lab's keeper, `id` the container's name there, `node` the one for messages.
     """
 
-    def __init__(self, root: Path, container: str, name: str = "") -> None:
-        self.client = KeeperClient(root)
-        self.container = container
-        self.name = name or container
+    def __init__(self, run_root: Path, id: str, node: str = "") -> None:
+        from labctl.runtime.client import KeeperClient
 
-    def state(self) -> ContainerState:
-        """What it is now.  Raises LabError when it doesn't exist."""
-        found = self.client.states().get(self.container)
-        if found is None:
-            raise LabError(f"container {self.name} does not exist", hint="labctl up")
-        return found
+        self.id = id
+        self.node = node or id
+        self._client = KeeperClient(run_root)
 
-    def _running(self) -> ContainerState:
-        found = self.state()
-        if found.status == "paused":
-            raise LabError(f"container {self.name} is paused", hint=f"labctl resume {self.name}")
-        if found.status not in ("running", "created"):
-            code = "" if found.exit_code is None else f" with {found.exit_code}"
-            raise LabError(
-                f"container {self.name} is not running: its command ended{code}",
-                hint=f"labctl logs {self.name} tells why; labctl start {self.name} runs it again",
-            )
-        return found
+    @property
+    def pid(self) -> int:
+        """The first process, as the host numbers it.  Raises LabError when it doesn't run."""
+        from labctl.runtime.client import state_of
+        from labctl.runtime.errors import ContainerError
+
+        try:
+            found = state_of(self._client.root, self.id, self._client.layout)
+        except (ContainerError, OSError) as error:
+            raise self._error(error) from error
+        if not found.pid:
+            raise LabError(f"{self.node} is {found.status}", hint=f"labctl start {self.node}")
+        return found.pid
 
     def exec(
         self,
@@ -77,29 +79,35 @@ class ContainerMachine:
         timeout: float | None = None,
     ) -> int:
         """See `Executes.exec`."""
+        from labctl.runtime.errors import ContainerError
         from labctl.runtime.execute import exec_in
 
-        found = self._running()
-        with pipes.standard_streams(stdin, stdout, stderr) as (source, out, err):
+        if not argv:
+            raise UsageError("no command given")
+        words = (*argv, cwd, user, *(env or {}), *(env or {}).values())
+        if any("\0" in word for word in words):
+            raise UsageError("a command can't hold a NUL character")
+        variables = dict(env or {})
+        if tty:
+            variables.setdefault("TERM", os.environ.get("TERM", "xterm"))
+        with standard_streams(stdin, stdout, stderr) as (inp, out, err):
             try:
                 return exec_in(
-                    found,
+                    _Name(self.id, self._client.root),
                     argv,
-                    env=env,
+                    env=variables or None,
                     cwd=cwd or None,
                     user=user or None,
                     tty=tty,
-                    stdin=source,
+                    stdin=inp,
                     stdout=out,
                     stderr=err,
                     timeout=timeout,
                 )
             except TimeoutError as error:
-                raise TimedOut(
-                    f"{self.name}: {argv[0]} ran for more than {timeout:g} s and was killed"
-                ) from error
+                raise TimedOut(f"the command in {self.node} did not end within {timeout:g} s") from error
             except (ContainerError, OSError) as error:
-                raise LabError(f"container {self.name}: {error}") from error
+                raise self._error(error) from error
 
     def run(
         self,
@@ -121,136 +129,186 @@ class ContainerMachine:
 
     def copy_in(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_in`."""
-        return copying.copy_in(_Tree(self), src, dest, stream, self.name)
+        return copying.copy_in(_ContainerTree(self), src, dest, stream, self.node)
 
     def copy_out(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_out`."""
-        return copying.copy_out(_Tree(self), src, dest, stream, self.name)
+        return copying.copy_out(_ContainerTree(self), src, dest, stream, self.node)
 
     def logs(
         self, stream: Stream | None = None, *, follow: bool = False, tail: int | None = None
     ) -> Iterator[LogChunk]:
-        """See `HasLogs.logs`.  The files are the command's own, so nothing is ever lost on the way."""
-        base = Path(self.state().bundle, "log")
-        names: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
-        files = {}
-        try:
-            for name in names:
-                if (base / name).exists():
-                    files[name] = (base / name).open("rb", buffering=0)
+        """See `HasLogs.logs`; following ends when the container has ended."""
+        notes = self._config().get("annotations") or {}
+        wanted: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
+        files = {name: LogFile(Path(notes[_LOG_KEYS[name]])) for name in wanted if notes.get(_LOG_KEYS[name])}
+        for name, file in files.items():
+            for data in file.start(tail):
+                yield LogChunk(name, data)
+        while follow:
+            ended = not self._runs()  # asked before reading, so that its last words are not missed
             for name, file in files.items():
-                if tail is not None:
-                    file.seek(tail_offset(file, tail))
-                while chunk := file.read(_BLOCK):
-                    yield LogChunk(name, chunk)
-            while follow:
-                ended = self.state().status == "stopped"
-                quiet = True
-                for name, file in files.items():
-                    while chunk := file.read(_BLOCK):
-                        quiet = False
-                        yield LogChunk(name, chunk)
-                if quiet:
-                    if ended:
-                        return
-                    time.sleep(_POLL_SECONDS)
-        finally:
-            for file in files.values():
-                file.close()
+                for data in file.more():
+                    yield LogChunk(name, data)
+            if ended:
+                return
+            time.sleep(_POLL_SECONDS)
 
     def stats(self) -> Stats:
-        """See `Measures.stats`."""
-        found = self.client.stats([self.container]).get(self.container)
+        """See `Measures.stats`: the figures of its control group."""
+        found = self._client.stats([self.id]).get(self.id)
         if found is None:
-            raise LabError(f"container {self.name} does not exist")
-        cpu = None if found.cpu_ns is None else found.cpu_ns / 1e9
-        return Stats(found.memory_bytes, found.memory_limit_bytes, cpu, found.pids, found.oom_kills)
+            raise LabError(f"there is no container {self.node}")
+        return Stats(
+            memory_bytes=found.memory_bytes,
+            memory_limit_bytes=found.memory_limit_bytes,
+            cpu_seconds=None if found.cpu_ns is None else found.cpu_ns / 1e9,
+            pids=found.pids,
+            oom_kills=found.oom_kills,
+        )
 
     def pause(self) -> None:
         """See `Pauses.pause`."""
-        self._told(self.client.pause([self.container]))
+        self._raise(self._client.pause([self.id]))
 
     def resume(self) -> None:
         """See `Pauses.resume`."""
-        self._told(self.client.resume([self.container]))
+        self._raise(self._client.resume([self.id]))
 
-    def _told(self, errors: Mapping[str, str]) -> None:
-        if text := errors.get(self.container):
-            raise LabError(f"container {self.name}: {text}")
+    def _raise(self, errors: Mapping[str, str]) -> None:
+        if text := errors.get(self.id):
+            raise LabError(f"{self.node}: {text}")
+
+    def _error(self, error: Exception) -> LabError:
+        return LabError(f"{self.node}: {error}", hint=f"labctl status, or labctl start {self.node}")
+
+    def _config(self) -> dict[str, dict[str, str]]:
+        from labctl.runtime.errors import ContainerError
+
+        try:
+            return self._client.store.config(self.id)
+        except (ContainerError, OSError) as error:
+            raise self._error(error) from error
+
+    def _runs(self) -> bool:
+        from labctl.runtime.client import state_of
+        from labctl.runtime.errors import NotFoundError
+
+        try:
+            return state_of(self._client.root, self.id, self._client.layout).status != "stopped"
+        except NotFoundError:
+            return False
+
+    @contextmanager
+    def pidfd(self) -> Iterator[int]:
+        """The first process, held so that its number can't come to mean another.  Raises LabError."""
+        from labctl.runtime import actions
+        from labctl.runtime.errors import ContainerError
+
+        try:
+            fd = actions.open_process(self._client.store.read(self.id))
+        except (ContainerError, OSError) as error:
+            raise self._error(error) from error
+        if fd < 0:
+            raise LabError(f"{self.node} does not run", hint=f"labctl start {self.node}")
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
-def tail_offset(file: IO[bytes], lines: int) -> int:
-    """Where the last `lines` lines of a file begin."""
-    end = file.seek(0, os.SEEK_END)
-    if lines <= 0:
-        return end
-    left, place = lines, end
-    while place:
-        step = min(_BLOCK, place)
-        place -= step
-        file.seek(place)
-        block = file.read(step)
-        # The line break at the very end of the file ends the last line; it begins no other.
-        at = len(block) - 1 if place + step == end and block.endswith(b"\n") else len(block)
-        while (at := block.rfind(b"\n", 0, at)) >= 0:
-            left -= 1
-            if not left:
-                return place + at + 1
-    return 0
-
-
-class _Tree:
-    """The container's files, by a process of their own that is inside when it opens a path."""
+class _ContainerTree:
+    """The file tree of a container as the container sees it (labctl.guest.trees)."""
 
     def __init__(self, machine: ContainerMachine) -> None:
         self._machine = machine
 
     def look(self, path: str) -> tuple[str, str]:
-        kind, real = json.loads(self._call(["look", path], None, None))
+        out = io.BytesIO()
+        self._run(["look", path], None, out, _LOOK_SECONDS)
+        kind, real = json.loads(out.getvalue())
         return str(kind), str(real)
 
     def pack(self, out: IO[bytes], directory: str, name: str) -> None:
-        self._call(["pack", directory, name], None, out)
+        self._run(["pack", directory, name], None, out, None)
 
     def unpack(self, stream: IO[bytes], directory: str) -> None:
-        self._call(["unpack", directory], stream, None)
+        self._run(["unpack", directory], stream, None, None)
 
-    def _call(self, words: list[str], source: IO[bytes] | None, sink: IO[bytes] | None) -> bytes:
-        pid = self._machine._running().pid
+    def _run(self, words: list[str], stdin: Source, stdout: Sink, timeout: float | None) -> None:
         base = str(Path(__file__).resolve().parents[2])
-        argv = [sys.executable, "-I", "-S", "-c", _PROGRAM, base, str(pid), *words]
-        with pipes.standard_streams(source, None, None) as (inp, _, _):
-            process = subprocess.Popen(argv, stdin=inp, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            said: list[bytes] = []
-            assert process.stdout is not None
-            assert process.stderr is not None
-            errors = process.stderr
-            reader = threading.Thread(target=lambda: said.append(errors.read()), daemon=True)
-            reader.start()
-            answer = self._pour(process.stdout, sink)
+        errors = io.BytesIO()
+        with (
+            self._machine.pidfd() as fd,
+            standard_streams(stdin, stdout, errors) as (inp, out, err),
+        ):
+            argv = [sys.executable, "-I", "-S", "-c", _TREES, base, str(-fd), *words]
             try:
-                code = process.wait(_TREE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise TimedOut(f"{self._machine.name}: {words[0]} did not end") from None
-            reader.join(1.0)
-        if code:
-            text = b"".join(said).decode("utf-8", "replace").strip().splitlines()
-            raise LabError(
-                f"cannot {words[0]} {words[1]} in {self._machine.name}: {text[-1] if text else code}"
-            )
-        return answer
+                done = subprocess.run(
+                    argv,
+                    stdin=inp,
+                    stdout=out,
+                    stderr=err,
+                    pass_fds=(fd,),
+                    cwd="/",
+                    timeout=timeout,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise TimedOut(f"{self._machine.node}: no answer within {timeout:g} s") from error
+        if done.returncode:
+            said = errors.getvalue().decode("utf-8", "replace").strip().splitlines()
+            raise LabError(f"{self._machine.node}: {said[-1] if said else 'the copy was killed'}")
 
-    @staticmethod
-    def _pour(source: IO[bytes], sink: IO[bytes] | None) -> bytes:
-        kept: list[bytes] = []
-        fd = source.fileno()
-        while True:
-            select.select([fd], [], [])
-            chunk = os.read(fd, _BLOCK)
-            if not chunk:
-                return b"".join(kept)
-            if sink is None:
-                kept.append(chunk)
-            else:
-                pipes.write_all(sink, chunk)
+
+class LogFile:
+    """A log file that is read from some place on, and then as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = 0
+
+    def start(self, tail: int | None) -> Iterator[bytes]:
+        """What is there, or its last `tail` lines."""
+        self._at = 0 if tail is None else self._place_of(tail)
+        yield from self.more()
+
+    def more(self) -> Iterator[bytes]:
+        """What has come since.  A file that isn't there yet is empty.  Raises LabError."""
+        try:
+            with self._path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size < self._at:  # started anew with an empty log
+                    self._at = 0
+                file.seek(self._at)
+                while self._at < size and (data := file.read(min(_BLOCK, size - self._at))):
+                    self._at += len(data)
+                    yield data
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise LabError(f"cannot read {self._path}: {error.strerror}") from error
+
+    def _place_of(self, lines: int) -> int:
+        """Where the last `lines` lines begin, read backwards block by block."""
+        try:
+            with self._path.open("rb") as file:
+                at = end = file.seek(0, os.SEEK_END)
+                if lines <= 0:
+                    return end
+                wanted = lines
+                while at > 0:
+                    start = max(0, at - _BLOCK)
+                    file.seek(start)
+                    block = file.read(at - start)
+                    if at == end and block.endswith(b"\n"):
+                        block = block[:-1]  # the last line's own end is no further line
+                    for place in range(len(block) - 1, -1, -1):
+                        if block[place] == 10:
+                            wanted -= 1
+                            if wanted == 0:
+                                return start + place + 1
+                    at = start
+                return 0
+        except FileNotFoundError:
+            return 0

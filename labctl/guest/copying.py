@@ -26,7 +26,7 @@ class Tree(Protocol):
     """The file tree of a node."""
 
     def look(self, path: str) -> tuple[str, str]:
-        """(dir, file or absent; the path with its links followed)."""
+        """(dir, file, absent, or link for one that leads nowhere; the path with its links followed)."""
 
     def pack(self, out: IO[bytes], directory: str, name: str) -> None:
         """Write one entry of a folder and all below it as a tar stream, under its name (or ./name)."""
@@ -77,7 +77,7 @@ def copy_out(tree: Tree, src: str, dest: str, stream: IO[bytes] | None, where: s
     """Copy `src` of the node to `dest` on the host, or as a tar archive to `stream` when dest is "-"."""
     path = _absolute(src)
     kind, real = tree.look(path)
-    if kind == "absent":
+    if kind == "absent" or (kind == "link" and src.endswith(("/", "/."))):
         raise UsageError(f"there is no {where}:{src}")
     # Like docker cp: a link is copied as a link, unless its content was asked for.
     folder, name = _split(real if src.endswith(("/", "/.")) else path)

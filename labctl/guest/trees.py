@@ -8,7 +8,7 @@ can no longer be loaded from anywhere (CVE-2019-14271: `docker cp` loaded librar
 """
 
 # Descriptors and bare paths here: pathlib would look again at every step.
-# ruff: noqa: PTH116, PTH118, PTH123, PTH208
+# ruff: noqa: PTH114, PTH116, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Summary:
 
 
 def look(path: str) -> tuple[str, str]:
-    """(kind, real path): kind is dir, file, or absent; links are followed.
+    """(kind, real path): kind is dir, file, absent, or link for one that leads nowhere.
 
-    The real path of something absent has its folder resolved, if that is there.
+    Links are followed; the real path of something absent has its folder resolved, if that is there.
     """
     real = os.path.realpath(path)
     try:
         mode = os.stat(real).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return "absent", real
+        return ("link" if os.path.islink(path) else "absent"), real
     return ("dir" if stat.S_ISDIR(mode) else "file"), real
 
 
