@@ -115,7 +115,7 @@ def images(
             continue
         image = store.ensure(ref, emit, arch=arch) if build else store.find(ref, arch)
         if image:
-            layers = tuple(str(path) for path in store.rootfs(image)) if build else ()
+            layers = tuple(str(path) for path in store.rootfs(image))
             found[key] = ImageFacts(ref, arch, image.digest, layers, image.config)
         elif recipe_for(ref):
             missing.append(f"image {ref} for {arch} is still to be built")
@@ -124,12 +124,7 @@ def images(
     return found, list(dict.fromkeys(missing))
 
 
-def disks(
-    profile: Profile,
-    chosen: Mapping[str, Choice],
-    images: Mapping[tuple[str, str], ImageFacts],
-    options: Options,
-) -> dict[str, str]:
+def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> dict[str, str]:
     """The cached disk of each VM's image, in the size that the node asks for; made where missing."""
     from labctl.image.disk import DEFAULT_BYTES, disk
     from labctl.image.store import Store

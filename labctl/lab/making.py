@@ -91,8 +91,10 @@ def _plan(
     if build:
         facts.tell_skipped(profile.name, chosen, profile, emit)
     images, missing = facts.images(profile, chosen, options, emit, build=build)
-    kernels = facts.kernels(profile, chosen, options, emit) if build else {}
-    disks = facts.disks(profile, chosen, images, options) if build else {}
+    # What a lab that is up stands on is in the cache; a plan for a new one fetches nothing.
+    ready = build or (lab.row is not None and not missing)
+    kernels = facts.kernels(profile, chosen, options, emit) if ready else {}
+    disks = facts.disks(profile, chosen, options) if ready else {}
     uri, home = _libvirt(profile, chosen, lab, options)
     host = planner.HostFacts(
         home=options.home,
