@@ -75,7 +75,7 @@ def parse(text: str) -> Reference:
             f"{_shown(text)} is no image name",
             hint="lower-case letters, digits and . _ - between them, as in micro or localhost:5000/class/web:1",
         )
-    if colon and tag and not _TAG.fullmatch(tag):
+    if colon and "/" not in text.rpartition(":")[2] and not _TAG.fullmatch(tag):
         raise UsageError(f"image name {_shown(text)} has a bad tag")
     return Reference(host, path, tag or ("" if digest else "latest"), digest)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from labctl.errors import HostCannot, LabError, TimedOut
+from labctl.image.pack import is_opaque
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class OverlayRunner:
         try:
             code = _child(words, step, output)
             _explain(report, step)
-            _tidy(upper, report)
+            _tidy(upper, report, layers)
             return code
         finally:
             report.unlink(missing_ok=True)
@@ -149,8 +150,8 @@ def _explain(report: Path, step: Step) -> None:
     )
 
 
-def _tidy(upper: Path, report: Path) -> None:
-    """Take away the empty mount points that the child made in the image."""
+def _tidy(upper: Path, report: Path, layers: Sequence[Path]) -> None:
+    """Take away the empty mount points that the child made in the image, and the folders copied up for them."""
     try:
         made = json.loads(report.with_suffix(".made").read_text())
     except FileNotFoundError:
@@ -162,3 +163,17 @@ def _tidy(upper: Path, report: Path) -> None:
                 path.rmdir()
             elif path.is_file() and path.stat().st_size == 0:
                 path.unlink()
+            _uncopy(upper, path.parent, layers)
+
+
+def _uncopy(upper: Path, folder: Path, layers: Sequence[Path]) -> None:
+    """Remove an empty folder of the upper layer that says nothing new about the one below."""
+    if folder == upper or not folder.is_dir() or is_opaque(str(folder)) or any(folder.iterdir()):
+        return
+    for layer in reversed(layers):
+        below = layer / folder.relative_to(upper)
+        if below.is_dir() and not below.is_symlink():
+            ours, theirs = folder.stat(), below.stat()
+            if (ours.st_mode, ours.st_uid, ours.st_gid) == (theirs.st_mode, theirs.st_uid, theirs.st_gid):
+                folder.rmdir()
+            return

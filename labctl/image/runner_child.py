@@ -72,7 +72,7 @@ def _inside(step: dict[str, Any], made: int) -> None:
     if not step["network"]:
         _loopback()
     sc.sethostname(step["hostname"])
-    _overlay(step)
+    mount_layers(step["layers"], step["root"], step["upper"], step["work"])
     # What comes from the host is opened before its files are out of sight.
     taken = [(_take(source), target, os.path.isdir(source)) for source, target in step["binds"]]  # noqa: PTH112
     os.chdir(step["root"])
@@ -89,18 +89,21 @@ def _inside(step: dict[str, Any], made: int) -> None:
     _become(step)
 
 
-def _overlay(step: dict[str, Any]) -> None:
-    """Relative names keep a hundred layers within the one page that mount(2) takes."""
-    if not step["layers"]:
-        sc.mount(step["upper"], step["root"], None, sc.MS_BIND)
-        sc.mount(None, step["root"], None, sc.MS_BIND | sc.MS_REMOUNT | sc.MS_NODEV)
+def mount_layers(layers: list[str], root: str, upper: str = "", work: str = "") -> None:
+    """Mount the layers (bottom first) at `root`; with no `upper`, to read only.
+
+    Relative names keep a hundred layers within the one page that mount(2) takes.
+    """
+    if not layers or (len(layers) == 1 and not upper):
+        sc.mount(upper or layers[0], root, None, sc.MS_BIND)
+        sc.mount(None, root, None, sc.MS_BIND | sc.MS_REMOUNT | sc.MS_NODEV | (0 if upper else sc.MS_RDONLY))
         return
-    os.chdir(os.path.dirname(step["layers"][0]))  # noqa: PTH120
-    lower = ":".join(os.path.relpath(layer) for layer in reversed(step["layers"]))
-    options = f"lowerdir={lower},upperdir={step['upper']},workdir={step['work']}"
-    # The upper folder becomes a layer, so it must hold whole files and folders.
-    options += ",redirect_dir=off,metacopy=off,index=off,xino=off"
-    sc.mount("overlay", step["root"], "overlay", sc.MS_NODEV, options)
+    os.chdir(os.path.dirname(layers[0]))  # noqa: PTH120
+    options = "lowerdir=" + ":".join(os.path.relpath(layer) for layer in reversed(layers))
+    if upper:
+        # The upper folder becomes a layer, so it must hold whole files and folders.
+        options += f",upperdir={upper},workdir={work},redirect_dir=off,metacopy=off,index=off,xino=off"
+    sc.mount("overlay", root, "overlay", sc.MS_NODEV, options)
 
 
 def _take(path: str) -> int:

@@ -22,6 +22,7 @@ from labctl.errors import Busy, LabError, UsageError
 from labctl.events import Emit, silent
 from labctl.image import refs
 from labctl.image.blobs import Blobs
+from labctl.image.build_cache import BuildCache
 from labctl.image.index import Index
 from labctl.image.layers import Layers
 from labctl.image.locks import locked
@@ -263,16 +264,22 @@ class Store:
         except Busy:
             return []  # somebody is adding: their prune, or the next one, takes the blobs
 
-    def prune(self, timeout: float = 30.0) -> tuple[Texts, int]:
+    def prune(self, timeout: float = 30.0, *, cache: bool = False) -> tuple[Texts, int]:
         """Remove blobs and unpacked layers that no image needs, and litter; (digests, bytes freed).
 
-        Images with a name and images in use stay.  Raises Busy when work goes on for `timeout` seconds.
+        Images with a name and images in use stay; with `cache`, what builds keep to be quicker goes too.  Raises Busy when work goes on for `timeout` seconds.
         """
         if not self.root.is_dir():
             return [], 0
         with locked(self.root / "locks" / "store", timeout=timeout, what="the image store"):
             self.scratch.sweep()
             keep, diff_ids = self._reachable()
+            for entry, digest, diff_id in BuildCache(self).layers():
+                if cache:
+                    entry.unlink(missing_ok=True)
+                else:
+                    keep.add(digest)
+                    diff_ids.add(diff_id)
             removed, freed = [], 0
             for blob in list(self.blobs.all()):
                 if blob.digest not in keep:

@@ -43,6 +43,7 @@ class Limits:
 class _Work:
     beneath: Beneath
     keep_links: bool
+    whiteouts: bool = True
     root: bool = field(default_factory=lambda: os.geteuid() == 0)
     times: list[tuple[str, int]] = field(default_factory=list)
     entries: int = 0
@@ -50,18 +51,24 @@ class _Work:
 
 
 def unpack(
-    stream: IO[bytes], dest: Path, *, limits: Limits | None = None, keep_directory_links: bool = False
+    stream: IO[bytes],
+    dest: Path,
+    *,
+    limits: Limits | None = None,
+    keep_directory_links: bool = False,
+    whiteouts: bool = True,
 ) -> None:
     """Write the members of an uncompressed tar into the existing folder `dest`.
 
     With `keep_directory_links`, a folder member whose name is a link to a folder goes through the link (as
-    dpkg does it), instead of replacing it.  Raises BadImage for a tar that is damaged or hostile, LabError
+    dpkg does it), instead of replacing it.  Without `whiteouts`, names that start with .wh. are files
+    like any other.  Raises BadImage for a tar that is damaged or hostile, LabError
     when the disk is full.  Without root, owners and devices are left out.
     """
     bounds = limits or Limits()
     try:
         with Beneath(dest) as beneath:
-            work = _Work(beneath, keep_directory_links)
+            work = _Work(beneath, keep_directory_links, whiteouts)
             archive = tarfile.open(  # noqa: SIM115 - a stream of ours; closing it is the caller's
                 fileobj=stream,
                 mode="r|",
@@ -71,7 +78,7 @@ def unpack(
                 tarinfo=_Info,
             )
             while (member := archive.next()) is not None:
-                archive.members.clear()  # else tarfile keeps every header of a large layer
+                archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header of a large layer
                 work.entries += 1
                 if work.entries > bounds.entries:
                     raise BadImage(f"a layer has more than {bounds.entries} members")
@@ -107,7 +114,7 @@ class _Info(tarfile.TarInfo):
 def _member(work: _Work, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
     path = clean(member.name)
     parent_path, _, name = path.rpartition("/")
-    if name.startswith(WHITEOUT):
+    if work.whiteouts and name.startswith(WHITEOUT):
         _whiteout(work, parent_path, name)
         return
     if not path:
@@ -161,8 +168,9 @@ def _make_file(
         source = archive.fileobj
         assert source is not None
         source.seek(member.offset_data)
-        if member.sparse is not None:  # type: ignore[attr-defined]
-            for offset, size in member.sparse:  # type: ignore[attr-defined]
+        holes: Any = getattr(member, "sparse", None)  # typeshed knows no better
+        if holes is not None:
+            for offset, size in holes:
                 os.lseek(descriptor, offset, os.SEEK_SET)
                 _pour(source, descriptor, size, member.name)
             os.ftruncate(descriptor, member.size)

@@ -1,0 +1,91 @@
+"""The layer cache of builds: what a step made, found again by all that decided it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labctl.image.ignore import Ignore
+from labctl.image.model import Layer
+
+if TYPE_CHECKING:
+    from labctl.image.store import Store
+
+
+class BuildCache:
+    """The folder cache/ of the store; an entry whose layer is gone counts as missing."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.folder = store.root / "cache"
+
+    def get(self, key: str) -> Layer | str | None:
+        """The layer, None when the step made none, "" when it isn't known."""
+        try:
+            data = json.loads((self.folder / key).read_text())
+            if data is None:
+                return None
+            layer = Layer(data["digest"], data["size"], data["diff_id"], data["media_type"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        return layer if self.store.blobs.has(layer.digest, layer.size) else ""
+
+    def put(self, key: str, layer: Layer | None) -> None:
+        """Keep what the step made."""
+        data = None if layer is None else vars(layer)
+        with self.store.scratch.file("cache") as (path, descriptor):
+            os.write(descriptor, json.dumps(data).encode())
+            self.folder.mkdir(exist_ok=True)
+            path.rename(self.folder / key)
+
+    def layers(self) -> Iterator[tuple[Path, str, str]]:
+        """(entry, digest, diff_id) of all entries with a layer."""
+        if not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
+            try:
+                data = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if isinstance(data, dict) and "digest" in data:
+                yield path, str(data["digest"]), str(data.get("diff_id", ""))
+
+
+def key_of(*parts: object) -> str:
+    """A key that follows from the parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def content(root: Path, paths: Iterable[str], ignore: Ignore) -> str:
+    """A digest of the files below these paths: names, kinds, modes and contents, but not their times."""
+    hasher = hashlib.sha256()
+    for path in sorted(paths):
+        for name, full in _files(root, path, ignore):
+            status = os.lstat(full)
+            hasher.update(repr((name, status.st_mode)).encode("utf-8", "surrogateescape"))
+            if os.path.islink(full):  # noqa: PTH114
+                hasher.update(os.fsencode(os.readlink(full)))  # noqa: PTH115
+            elif os.path.isfile(full):  # noqa: PTH113
+                with open(full, "rb") as file:  # noqa: PTH123
+                    hasher.update(hashlib.file_digest(file, "sha256").digest())
+    return hasher.hexdigest()
+
+
+def _files(root: Path, path: str, ignore: Ignore) -> Iterator[tuple[str, str]]:
+    top = os.path.realpath(root / path)
+    yield path, top
+    if os.path.isdir(top):  # noqa: PTH112
+        for folder, folders, files in os.walk(top):
+            inner = os.path.relpath(folder, top)
+            start = "" if inner == "." else inner + "/"
+            before = f"{path}/" if path else ""
+            folders.sort()
+            if not ignore.takes_back:
+                folders[:] = [name for name in folders if not ignore(f"{before}{start}{name}")]
+            for name in sorted([*files, *folders]):
+                if not ignore(f"{before}{start}{name}"):
+                    yield f"{before}{start}{name}", f"{folder}/{name}"

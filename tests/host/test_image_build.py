@@ -1,0 +1,276 @@
+"""Containerfiles, built for real on the micro image: each instruction by what it leaves behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from labctl.errors import LabError, UsageError
+from labctl.events import Event, Note
+from labctl.image.build import BuildOptions, build
+from labctl.image.model import Image
+from labctl.image.runner import OverlayRunner, Step
+from labctl.image.store import Store
+
+pytestmark = pytest.mark.needs("root", "overlay")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("cache") / "images")
+    store.ensure("micro")
+    return store
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    (tmp_path / "c").mkdir()
+    return tmp_path / "c"
+
+
+class Built:
+    """An image and the words that its build said."""
+
+    def __init__(self, store: Store, image: Image, events: list[Event]) -> None:
+        self.store, self.image = store, image
+        self.said = [event.text for event in events if isinstance(event, Note)]
+
+    def sh(self, script: str, **more: object) -> str:
+        out: list[bytes] = []
+        config = self.image.config
+        with self.store.scratch.folder("test") as work:
+            (work / "upper").mkdir()
+            step = Step(("sh", "-c", script), config.env, config.working_dir or "/", config.user, **more)  # type: ignore[arg-type]
+            code = OverlayRunner().run(self.store.rootfs(self.image), work / "upper", step, out.append)
+        text = b"".join(out).decode()
+        assert code == 0, text
+        return text
+
+
+def make(store: Store, context: Path, text: str, **options: object) -> Built:
+    events: list[Event] = []
+    (context / "Containerfile").write_text(text)
+    wanted = BuildOptions(str(context), tags=("test/image",), **options)  # type: ignore[arg-type]
+    return Built(store, build(store, wanted, events.append), events)
+
+
+def test_configuration(store: Store, context: Path) -> None:
+    built = make(
+        store, context,
+        "FROM micro\nENV a=hello\nENV a=bye b=$a c='x y'\nENV old form $a\nLABEL one=1 two=\"t w o\"\n"
+        "WORKDIR /w\nWORKDIR sub\nUSER nobody\nEXPOSE 80 53/udp 8000-8001\nVOLUME /v [\"x\"]\n"
+        "STOPSIGNAL usr1\nSHELL [\"/bin/ash\", \"-c\"]\nCMD run $a\nENTRYPOINT [\"/e\", \"$a\"]\n"
+        "HEALTHCHECK --interval=1m30s --retries=3 CMD curl x\nMAINTAINER me\n",
+    )  # fmt: skip
+    config = built.image.config
+    env = config.environment()
+    assert (env["a"], env["b"], env["c"], env["old"]) == ("bye", "hello", "x y", "form bye")
+    assert config.labels["two"] == "t w o" and config.labels["maintainer"] == "me"
+    assert (config.working_dir, config.user, config.stop_signal) == ("/w/sub", "nobody", "SIGUSR1")
+    assert config.exposed_ports == ("53/udp", "80/tcp", "8000/tcp", "8001/tcp")
+    assert config.cmd == ("/bin/ash", "-c", "run $a") and config.entrypoint == ("/e", "$a")
+    assert config.healthcheck == {"Test": ["CMD-SHELL", "curl x"], "Interval": 90 * 10**9, "Retries": 3}
+    assert built.sh("pwd; id -un") == "/w/sub\nnobody\n"
+    assert store.history("test/image")[0]["created_by"].startswith("MAINTAINER")
+    again = make(store, context, 'FROM test/image\nENTRYPOINT ["/other"]\n')
+    assert again.image.config.cmd == ()  # arguments of another entry point
+
+
+def test_run_forms_and_user(store: Store, context: Path) -> None:
+    built = make(
+        store, context,
+        "FROM micro\nARG who=you\nRUN echo $who > /a && rm /etc/issue\nRUN [\"sh\", \"-c\", \"echo $0 > /b\", \"zero\"]\n"
+        "USER www-data\nWORKDIR /tmp\nRUN id -un > /tmp/c; pwd >> /tmp/c\nUSER root\n"
+        "RUN <<EOF\nset -e\necho here > /d\nEOF\nRUN <<END cat > /e\ntext $who\nEND\n"
+        "RUN <<E\n#!/bin/sh\necho script > /f\nE\nRUN true\nRUN --network=none ip -o link | wc -l > /g\n",
+        build_args={"who": "me"},
+    )  # fmt: skip
+    assert built.sh("cat /a /b /tmp/c /d /e /f /g; ls /etc/issue 2>&1 || true") == (
+        "me\nzero\nwww-data\n/tmp\nhere\ntext me\nscript\n1\nls: /etc/issue: No such file or directory\n"
+    )
+    tree = store.rootfs(built.image)[-1]
+    assert not (tree / "proc").exists() and not (tree / "etc/resolv.conf").exists()
+    assert [entry.empty for entry in built.image.config.history if entry.created_by == "RUN true"] == [True]
+
+
+def test_failures_name_the_place(store: Store, context: Path) -> None:
+    with pytest.raises(LabError, match="exit code 3") as caught:
+        make(store, context, "FROM micro\n\nRUN echo so; exit 3\n")
+    assert caught.value.where and caught.value.where.line == 3 and "so" in caught.value.message
+    for text, words in [
+        ("RUN x\n", "FROM"), ("FROM micro\nCOPY nothing /\n", "not there"), ("FROM micro\nCOPY ../x /\n", "outside"),
+        ("FROM micro\nUSER nosuch\nRUN id\n", "unable to find user"), ("FROM micro\nEXPOSE 99999\n", "no port"),
+        ("FROM micro\nCOPY --from=9 a b\n", "no earlier stage"), ("FROM ${x}\n", "empty"), ("FROM micor\n", "micro"),
+        ("FROM micro\nSTOPSIGNAL nope\n", "no signal"), ("FROM micro\nADD x\n", "at least one source"),
+        ("FROM micro\nENV a=${x\n", "bad way"), ("FROM micro\nRUN [\"/nosuch\"]\n", "127"),
+    ]:  # fmt: skip
+        with pytest.raises(LabError) as failed:
+            make(store, context, text)
+        error = failed.value
+        assert words in f"{error.message} {error.hint}", (text, error)
+        assert error.where and error.where.line, text
+    with pytest.raises(UsageError, match="no stage"):
+        make(store, context, "FROM micro\n", target="x")
+    assert store.verify() == []
+
+
+def test_copy(store: Store, context: Path) -> None:
+    (context / "d/sub").mkdir(parents=True)
+    for name in ("one.txt", "two.txt", "d/f", "d/sub/g", "d/skip.log", "odd name"):
+        (context / name).write_text(name)
+    (context / "d/f").chmod(0o750)
+    (context / "d/link").symlink_to("f")
+    (context / "out").symlink_to("/etc/passwd")
+    (context / ".dockerignore").write_text("**/*.log\n")
+    built = make(
+        store, context,
+        "FROM micro\nENV to=/var\nWORKDIR /w\nCOPY one.txt .\nCOPY *.txt many/\nCOPY d tree\nCOPY one.txt name\n"
+        "COPY one.txt ${to}/\nCOPY --chown=www-data --chmod=600 d /owned\nCOPY --chown=5:6 one.txt /deep/er/x\n"
+        "COPY [\"odd name\", \"/with space\"]\nCOPY d /usr/sbin/\nCOPY <<A <<'B' /docs/\n$to\nA\n$to\nB\n"
+        "COPY one.txt /bin/tool\n",
+    )  # fmt: skip
+    said = built.sh(
+        "cd /w; ls . many tree; cat name /var/one.txt; stat -c '%u:%g %a' /owned /owned/f /owned/sub /deep/er/x /deep "
+        "/w/tree/f; cat '/with space' /usr/bin/f /docs/A /docs/B; readlink tree/link; readlink /bin; cat /usr/bin/tool"
+    )
+    assert said == (
+        ".:\nmany\nname\none.txt\ntree\n\nmany:\none.txt\ntwo.txt\n\ntree:\nf\nlink\nsub\none.txtone.txt"
+        "33:33 600\n33:33 600\n33:33 600\n5:6 644\n0:0 755\n0:0 750\nodd named/f/var\n$to\nf\nusr/bin\none.txt"
+    )
+    with pytest.raises(UsageError, match="not there"):
+        make(store, context, "FROM micro\nCOPY out /stolen\nCOPY out/x /y\n")
+    with pytest.raises(UsageError, match="dockerignore|not there"):
+        make(store, context, "FROM micro\nCOPY d/skip.log /\n")
+
+
+def test_copy_follows_no_link_out_of_anything(store: Store, context: Path) -> None:
+    """A link in the image or in the folder that points to the host leads into the image or nowhere."""
+    (context / "f").write_text("mine")
+    target = context.parent / "host"
+    target.mkdir()
+    built = make(
+        store, context, f"FROM micro\nRUN ln -s {target} /evil\nRUN mkdir -p {target}\nCOPY f /evil/f\n"
+    )
+    assert built.sh(f"cat {target}/f") == "mine"
+    assert not any(target.iterdir())
+
+
+def test_add(store: Store, context: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        info = tarfile.TarInfo("in/tar")
+        info.size, info.uid = 4, 7
+        archive.addfile(info, io.BytesIO(b"text"))
+    (context / "a.tgz").write_bytes(packed.getvalue())
+    (context / "b.gz").write_bytes(b"\x1f\x8bnot a tar")
+    built = make(store, context, "FROM micro\nADD a.tgz /x\nADD b.gz /y/\nCOPY a.tgz /z\n")
+    assert (
+        built.sh("cat /x/in/tar; stat -c ' %u' /x/in/tar; ls /y; stat -c %s /z")
+        == f"text 7\nb.gz\n{len(packed.getvalue())}\n"
+    )
+
+
+def test_stages(store: Store, context: Path) -> None:
+    (context / "f").write_text("f")
+    text = (
+        'ARG base=micro\nFROM ${base} AS one\nARG base\nRUN echo "<$base>" > /made; chown 3:4 /made\n'
+        "FROM micro AS unused\nRUN exit 9\n"
+        "FROM one AS two\nRUN echo more >> /made\n"
+        "FROM scratch\nCOPY --from=two /made /made\nCOPY --from=0 /made /first\nCOPY --from=micro /bin/busybox /sh\n"
+    )
+    built = make(store, context, text)
+    layers = store.rootfs(built.image)
+    assert len(layers) == 3
+    assert (layers[0] / "made").read_text() == "<micro>\nmore\n" and (layers[0] / "made").stat().st_uid == 3
+    assert (layers[1] / "first").read_text() == "<micro>\n"
+    assert (layers[2] / "sh").stat().st_size > 1_000_000
+    one = make(store, context, text, target="one")
+    assert one.sh("cat /made") == "<micro>\n"
+    alone = make(store, context, "FROM scratch\nCOPY f /f\n")
+    assert [path.name for path in store.rootfs(alone.image)[0].iterdir()] == ["f"]
+
+
+def test_onbuild(store: Store, context: Path) -> None:
+    (context / "f").write_text("from here")
+    make(store, context, "FROM micro\nONBUILD COPY f /trigger\nONBUILD RUN echo ran > /ran\n")
+    assert store.resolve("test/image").config.onbuild == ("COPY f /trigger", "RUN echo ran > /ran")
+    store.tag("test/image", "test/parent")
+    built = make(store, context, "FROM test/parent\n")
+    assert built.sh("cat /trigger /ran") == "from hereran\n" and built.image.config.onbuild == ()
+
+
+def test_cache(store: Store, context: Path) -> None:
+    (context / "f").write_text("1")
+    text = "FROM micro\nARG x=1\nRUN cat /proc/sys/kernel/random/uuid > /u\nCOPY f /f\nRUN cat /f > /g\n"
+    first = make(store, context, text)
+    os.utime(context / "f", (1, 1))
+    second = make(store, context, text)
+    assert [layer.digest for layer in second.image.layers] == [layer.digest for layer in first.image.layers]
+    assert sum("from the cache" in line for line in second.said) == 3
+    (context / "f").write_text("2")
+    third = make(store, context, text)
+    assert third.image.layers[1] == first.image.layers[1] and third.sh("cat /g") == "2"
+    proxied = make(store, context, text, build_args={"http_proxy": "http://127.0.0.1:1"})
+    assert proxied.image.layers[1] == third.image.layers[1]
+    assert make(store, context, text, build_args={"x": "2"}).image.layers[1] != first.image.layers[1]
+    assert make(store, context, text, no_cache=True).image.layers[1] != first.image.layers[1]
+
+
+def test_reproducible(store: Store, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    (context / "f").write_text("1")
+    text = "FROM micro\nRUN mkdir /d && echo x > /d/x\nCOPY f /new/f\nENV a=b\n"
+    digests = {make(store, context, text, no_cache=True).image.digest for _ in range(2)}
+    assert len(digests) == 1
+    assert store.resolve("test/image").config.created == "2023-11-14T22:13:20Z"
+
+
+def test_steps_have_no_rights_over_the_host(store: Store, context: Path) -> None:
+    script = (
+        "mount -t tmpfs x /mnt 2>/dev/null && echo MOUNTED; (echo x > /proc/sys/kernel/domainname) 2>/dev/null && echo WROTE;"
+        "mknod /tmp/sda b 254 0; cat /tmp/sda > /dev/null 2>&1 && echo DISK; rm -f /tmp/sda; hostname; ps | wc -l"
+    )
+    built = make(store, context, "FROM micro\n")
+    said = built.sh(script)
+    assert "MOUNTED" not in said and "WROTE" not in said and "DISK" not in said
+    assert said.split()[0] == "build" and int(said.split()[-1]) < 8
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from labctl.image.build import BuildOptions, build
+from labctl.image.store import Store
+build(Store(Path(sys.argv[1])), BuildOptions(sys.argv[2], tags=("killed",), no_cache=True))
+"""
+
+
+def test_killed_at_any_moment(store: Store, context: Path) -> None:
+    (context / "Containerfile").write_text(
+        "FROM micro\nRUN dd if=/dev/zero of=/a bs=1M count=20 2>/dev/null\nCOPY big /big\nRUN sleep 0.1; echo 1 > /b\n"
+    )
+    (context / "big").write_bytes(os.urandom(8 << 20))
+    chance, killed = random.Random(7), 0
+    for _ in range(12):
+        argv = [sys.executable, "-c", BUILD, str(store.root), str(context)]
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(chance.uniform(0.05, 1.5))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+        assert store.verify(deep=True) == []
+    assert killed >= 3
+    store.prune(cache=True)
+    assert not list((store.root / "tmp").iterdir())
+    mounts = Path("/proc/self/mounts").read_text()
+    assert str(store.root) not in mounts
