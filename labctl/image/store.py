@@ -41,6 +41,7 @@ from labctl.image.model import (
     host_arch,
     oci_arch,
 )
+from labctl.image.partial import drop_partial
 from labctl.image.pins import Pins
 from labctl.image.scratch import Scratch
 
@@ -267,7 +268,8 @@ class Store:
     def prune(self, timeout: float = 30.0, *, cache: bool = False) -> tuple[Texts, int]:
         """Remove blobs and unpacked layers that no image needs, and litter; (digests, bytes freed).
 
-        Images with a name and images in use stay; with `cache`, what builds keep to be quicker goes too.  Raises Busy when work goes on for `timeout` seconds.
+        Images with a name and images in use stay; with `cache`, the cache of builds goes as well.  Raises
+        Busy when somebody adds to the store for more than `timeout` seconds.
         """
         if not self.root.is_dir():
             return [], 0
@@ -280,7 +282,7 @@ class Store:
                 else:
                     keep.add(digest)
                     diff_ids.add(diff_id)
-            removed, freed = [], 0
+            removed, freed = [], drop_partial(self.root)
             for blob in list(self.blobs.all()):
                 if blob.digest not in keep:
                     self.blobs.path(blob.digest).unlink(missing_ok=True)

@@ -1,0 +1,208 @@
+"""Pull an image: manifest, then configuration and layers at once, each resumed where it broke off."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from labctl.errors import LabError, UsageError
+from labctl.events import Emit, Note, Progress, silent
+from labctl.image import refs
+from labctl.image.blobs import parse_json
+from labctl.image.locks import locked
+from labctl.image.model import INDEXES, MANIFEST, BadImage, Descriptor, Image, host_arch, oci_arch
+from labctl.image.registry.client import TRIES, Client, Fetched, RegistryError
+from labctl.image.scratch import remove
+
+if TYPE_CHECKING:
+    from labctl.image.store import Store
+
+PARALLEL = 4
+_CHUNK = 1 << 18
+
+
+def pull(store: Store, ref: str, emit: Emit = silent, *, arch: str = "", insecure: bool = False) -> Image:
+    """Bring an image into the store under its name.
+
+    Raises RegistryError when the registry refuses or can't be reached, BadImage when what it sends is not
+    what its digest says, UsageError when it has no image for the architecture.  What was received stays for
+    the next try.
+    """
+    from labctl.image.store import parse_manifest
+
+    name = refs.parse(ref)
+    client = Client(name.registry, insecure=insecure)
+    emit(Note("", f"pulling {name}"))
+    with store.adding():
+        fetched = client.manifest(name.repository, name.wanted)
+        if fetched.media_type in INDEXES:
+            fetched = _choose(client, name, fetched, oci_arch(arch) if arch else host_arch())
+        config, layers = parse_manifest(parse_json(fetched.data, "the manifest"), name.familiar)
+        wanted = list({blob.digest: blob for blob in (config, *layers)}.values())
+        _fetch_all(store, client, name.repository, wanted, emit, name.familiar)
+        store.blobs.put_bytes(fetched.data, digest=fetched.digest)
+        manifest = Descriptor(fetched.media_type or MANIFEST, fetched.digest, len(fetched.data))
+        source = {"org.labctl.pulled": f"{name.registry}/{name.repository}"}
+        image = store.name(manifest, name.familiar, source)
+    if arch and image.architecture != oci_arch(arch):
+        emit(Note("", f"{name} is for {image.architecture}, not for {oci_arch(arch)}", "warning"))
+    return image
+
+
+def _choose(client: Client, name: refs.Reference, index: Fetched, arch: str) -> Fetched:
+    document = parse_json(index.data, "the index")
+    entries = document.get("manifests") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise BadImage(f"the index of {name} has no manifests")
+    found = [Descriptor.from_json(entry, f"an entry of the index of {name}") for entry in entries]
+    usable = [
+        entry
+        for entry in found
+        if entry.platform.get("os", "linux") == "linux"
+        and oci_arch(entry.platform.get("architecture", "")) == arch
+    ]
+    if not usable:
+        there = sorted({entry.platform.get("architecture", "?") for entry in found} - {"unknown"})
+        raise UsageError(f"{name} has no image for {arch}", hint=f"there are: {', '.join(there)}")
+    # Without a variant first: v8 of arm64 is the same, v5 of arm is not for everybody.
+    usable.sort(key=lambda entry: {"": 0, "v8": 0, "v7": 1}.get(entry.platform.get("variant", ""), 2))
+    return client.manifest(name.repository, usable[0].digest)
+
+
+def _fetch_all(
+    store: Store, client: Client, repository: str, blobs: list[Descriptor], emit: Emit, what: str
+) -> None:
+    """All blobs that are missing, a few at a time; the first failure stops the rest."""
+    total = sum(blob.size for blob in blobs)
+    stop = threading.Event()
+    gate = threading.Lock()
+    done = [0, time.monotonic()]
+
+    def count(size: int) -> None:
+        with gate:
+            done[0] += size
+            if time.monotonic() - done[1] > 0.2 or done[0] == total:
+                done[1] = time.monotonic()
+                emit(Progress("", f"image {what}", done[0], total))
+
+    def fetch(blob: Descriptor) -> None:
+        try:
+            if not stop.is_set():
+                _Download(store, client, repository, blob, count, stop).run()
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        futures = [pool.submit(fetch, blob) for blob in sorted(blobs, key=lambda blob: -blob.size)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+class _Download:
+    """One blob; its bytes gather in partial/ under the digest, where a later try goes on."""
+
+    def __init__(
+        self,
+        store: Store,
+        client: Client,
+        repository: str,
+        blob: Descriptor,
+        count: Any,
+        stop: threading.Event,
+    ) -> None:
+        self.store, self.client, self.repository, self.blob = store, client, repository, blob
+        self.count, self.stop = count, stop
+        self.partial = store.root / "partial" / blob.digest[7:]
+
+    def run(self) -> None:
+        """Fetch it unless it is there; another process that fetches it is waited for."""
+        blob = self.blob
+        with locked(
+            self.store.root / "locks" / f"blob-{blob.digest[7:31]}", timeout=3600, what=f"blob {blob.digest}"
+        ):
+            if self.store.blobs.has(blob.digest, blob.size):
+                self.count(blob.size)
+                return
+            self.partial.parent.mkdir(exist_ok=True)
+            self._fetch()
+            self._keep()
+
+    def _fetch(self) -> None:
+        failures = 0
+        while True:
+            start = self._there()
+            if start == self.blob.size:
+                return
+            try:
+                self._receive(start)
+                if self._there() == self.blob.size:
+                    return
+                raise ConnectionError("the connection was closed early")
+            except (ConnectionError, TimeoutError, http.client.HTTPException) as error:
+                # As long as bytes come, it is worth another try.
+                failures = 1 if self._there() > start else failures + 1
+                if failures >= TRIES:
+                    raise RegistryError(
+                        f"{self.client.registry} broke off {self.blob.digest} again and again: {error}",
+                        hint="try again: what was received is kept",
+                    ) from error
+                time.sleep(min(0.1 * 3**failures, 10))
+
+    def _there(self) -> int:
+        try:
+            size = self.partial.stat().st_size
+        except FileNotFoundError:
+            return 0
+        if size > self.blob.size:
+            remove(self.partial)
+            return 0
+        return size
+
+    def _receive(self, start: int) -> None:
+        try:
+            answer = self.client.blob(self.repository, self.blob.digest, start)
+        except RegistryError as error:
+            if error.status != 416:
+                raise
+            remove(self.partial)
+            return
+        with answer, self.partial.open("ab") as file:
+            if answer.status != 206 and start:
+                file.truncate(0)  # this registry knows no ranges
+                start = 0
+            left = self.blob.size - start
+            while chunk := answer.read(min(_CHUNK, left + 1)):
+                if self.stop.is_set():
+                    raise LabError("stopped, since another part failed")
+                if len(chunk) > left:
+                    remove(self.partial)
+                    raise BadImage(
+                        f"{self.client.registry} sends more than {self.blob.size} bytes for {self.blob.digest}"
+                    )
+                try:
+                    file.write(chunk)
+                except OSError as error:
+                    raise LabError(f"cannot write {self.partial}: {error.strerror}") from error
+                left -= len(chunk)
+                self.count(len(chunk))
+
+    def _keep(self) -> None:
+        """Check the whole against its digest and let it into the store."""
+        with self.partial.open("rb+") as file:
+            found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            if found != self.blob.digest:
+                remove(self.partial)
+                raise BadImage(
+                    f"{self.client.registry} sent {found} for {self.blob.digest}",
+                    hint="try again; if it stays so, the registry's copy is damaged",
+                )
+            self.store.blobs.commit(self.partial, file.fileno(), self.blob.digest)
