@@ -53,6 +53,7 @@ def compare(
         screen.document(screen.plain(found))
     elif not html:
         screen.line(comparison.text(found))
+        screen.line("\n" + comparison.legend(found))
 
 
 @app.command()

@@ -169,7 +169,10 @@ def _mounts(column: Column, seen: Observation, _all: Columns) -> Cell:
 
 
 def _devices(column: Column, seen: Observation, _all: Columns) -> Cell:
-    disks = _names(seen.block_devices) or "no disk"
+    # Loops and compressed memory are there on any host; real disks are what tells something.
+    real = [name for name in seen.block_devices if not name.startswith(("loop", "ram", "zram"))]
+    rest = [name for name in seen.block_devices if name not in real]
+    disks = _names([*real, *rest]) or "no disk"
     raw = {"block": list(seen.block_devices), "character": list(seen.char_devices)}
     return Cell(f"{disks}; {len(seen.char_devices)} of other kinds", raw)
 
@@ -196,7 +199,8 @@ def _users(column: Column, seen: Observation, all_: Columns) -> Cell:
     owner = all_.kernel_owner(column)
     if whole:
         return Cell("all of its own kernel's" if owner is column and not column.is_host else "all", raw)
-    count = sum(u.count for u in seen.users)
+    total = sum(u.count for u in seen.users)
+    count = f"{total} user{'' if total == 1 else 's'}"
     where = "on the host" if owner.is_host else f"in {owner.name}" if owner is not column else "outside"
     root = next((u for u in seen.users if u.inside == 0), None)
     if root is None:

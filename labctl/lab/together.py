@@ -105,7 +105,7 @@ def compare(name: str, options: Options, emit: Emit = silent) -> Comparison:
 
 
 def _host() -> Column:
-    column = Column(HOST, runs_on="itself", accelerator="the CPU, as this host sees it", state="running")
+    column = Column(HOST, runs_on="itself", accelerator="its CPU", state="running")
     try:
         return replace(column, seen=observe_host())
     except LabError as error:
