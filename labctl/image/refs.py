@@ -73,7 +73,7 @@ def parse(text: str) -> Reference:
     if len(path) > 255 or not path or not all(_PART.fullmatch(part) for part in path.split("/")):
         raise UsageError(
             f"{_shown(text)} is no image name",
-            hint="lower-case letters, digits and . _ - between them, as in micro or localhost:5000/class/web:1",
+            hint="lower-case letters, digits and . _ - between, as in micro or localhost:5000/class/web:1",
         )
     if colon and "/" not in text.rpartition(":")[2] and not _TAG.fullmatch(tag):
         raise UsageError(f"image name {_shown(text)} has a bad tag")

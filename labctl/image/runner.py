@@ -151,7 +151,7 @@ def _explain(report: Path, step: Step) -> None:
 
 
 def _tidy(upper: Path, report: Path, layers: Sequence[Path]) -> None:
-    """Take away the empty mount points that the child made in the image, and the folders copied up for them."""
+    """Take away the empty mount points that the child made, and the folders copied up for them."""
     try:
         made = json.loads(report.with_suffix(".made").read_text())
     except FileNotFoundError:

@@ -65,7 +65,7 @@ def put(store: Store, ref: str, arch: str = "amd64", size: int = 300_000) -> str
     with store.adding():
         tars = [
             layer(folder("d"), member("d/big", noise), link("l", "d/big")).getvalue(),
-            layer(member("d/.wh.gone", b""), member("new", b"x")).getvalue(),
+            layer(folder("d"), member("d/.wh.gone", b""), member("new", b"x")).getvalue(),
         ]
         layers = [store.add_layer([tar]) for tar in tars]
         return store.add_image(ref, ImageConfig(cmd=("/new",), architecture=arch), layers).config_digest

@@ -1,5 +1,7 @@
 """Layers from strangers: nothing leaves the folder, everything kept that a tree has."""
 
+# ruff: noqa: E501 - tables of scripts and of what they print read better whole
+
 from __future__ import annotations
 
 import io

@@ -173,7 +173,7 @@ class Client:
         headers: Mapping[str, str] | None = None, push: bool = False, also: str = "", scope: str = "",
         tries: int = TRIES,
     ) -> Any:  # fmt: skip
-        """Send it until there is an answer; returns the open answer.  Raises RegistryError for 4xx and 5xx."""
+        """Send it until there is an answer; returns that, open.  Raises RegistryError for 4xx and 5xx."""
         url = path if "://" in path else self.base + path
         rights = f"repository:{repository}:{scope or ('pull,push' if push else 'pull')}"
         if also:

@@ -89,11 +89,15 @@ def _fetch_all(
                 done[1] = time.monotonic()
                 emit(Progress("", f"image {what}", done[0], total))
 
+    failures: list[BaseException] = []
+
     def fetch(blob: Descriptor) -> None:
         try:
             if not stop.is_set():
                 _Download(store, client, repository, blob, count, stop).run()
-        except BaseException:
+        except BaseException as error:
+            if not stop.is_set():
+                failures.append(error)
             stop.set()
             raise
 
@@ -104,6 +108,8 @@ def _fetch_all(
                 future.result()
         except BaseException:
             stop.set()
+            if failures:
+                raise failures[0] from None  # what came first, not what was stopped by it
             raise
 
 
@@ -185,9 +191,7 @@ class _Download:
                     raise LabError("stopped, since another part failed")
                 if len(chunk) > left:
                     remove(self.partial)
-                    raise BadImage(
-                        f"{self.client.registry} sends more than {self.blob.size} bytes for {self.blob.digest}"
-                    )
+                    raise BadImage(f"{self.client.registry} sends more than a blob of {self.blob.size} bytes")
                 try:
                     file.write(chunk)
                 except OSError as error:
