@@ -1,4 +1,4 @@
-"""Who uses which image: one small file a holder, so that nothing in use is taken away."""
+"""Who uses which image: one small file for each holder and image, so that nothing in use is taken away."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Pins:
         self.folder = folder
 
     def put(self, holder: str, digest: str) -> None:
-        """`holder` uses the image from now on.  Raises LabError."""
-        path = self._path(holder)
+        """`holder` uses the image from now on (too).  Raises LabError."""
+        path = self.folder / f"{_start(holder)}-{digest[7:31]}.json"
         fresh = path.with_suffix(f".{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -28,8 +28,9 @@ class Pins:
             raise LabError(f"cannot write {path}: {error.strerror}") from error
 
     def drop(self, holder: str) -> None:
-        """`holder` uses it no more; absence is fine."""
-        self._path(holder).unlink(missing_ok=True)
+        """`holder` uses none any more; absence is fine."""
+        for path in self.folder.glob(f"{_start(holder)}-*.json"):
+            path.unlink(missing_ok=True)
 
     def all(self) -> dict[str, str]:
         """Digest → holder."""
@@ -44,5 +45,6 @@ class Pins:
                 continue  # removed meanwhile
         return found
 
-    def _path(self, holder: str) -> Path:
-        return self.folder / f"{hashlib.sha256(holder.encode()).hexdigest()[:24]}.json"
+
+def _start(holder: str) -> str:
+    return hashlib.sha256(holder.encode()).hexdigest()[:24]

@@ -234,11 +234,11 @@ class Store:
         return dest
 
     def pin(self, image: Image, holder: str) -> None:
-        """Say that `holder` (a lab, in words) uses the image until `unpin`; one image a holder."""
+        """Say that `holder` (a lab, in words) uses the image (too) until `unpin`."""
         self.pins.put(holder, image.digest)
 
     def unpin(self, holder: str) -> None:
-        """The holder uses no image any more; absence is fine."""
+        """The holder uses none of its images any more; absence is fine."""
         self.pins.drop(holder)
 
     def in_use(self) -> dict[str, str]:

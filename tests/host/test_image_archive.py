@@ -112,10 +112,15 @@ def test_store_keeps_what_is_used(store: Store, tmp_path: Path) -> None:
     assert sorted(one.ref for one in store.list()) == ["app:latest", "second:2"]
     store.remove("second:2")
     store.rootfs(image)
+    put(store, "more")
     store.pin(image, "lab web")
+    store.pin(store.resolve("more"), "lab web")
+    with pytest.raises(LabError, match="in use by lab web"):
+        store.remove("more")
     with pytest.raises(LabError, match="in use by lab web"):
         store.remove("app")
     store.unpin("lab web")
+    store.remove("more")
     put(store, "other")
     removed = store.remove("app")
     assert image.digest in removed and not store.layers.path(image.layers[0].diff_id).exists()
