@@ -116,7 +116,7 @@ def _column(node: _Node, emit: Emit, lab: str) -> Column:
     """Look at one node."""
     column = described(node.record, node.status)
     if node.status.state in _ASLEEP:
-        return column if column.reason else replace(column, reason=f"it is {node.status.state}")
+        return column if column.reason else replace(column, reason="there is nobody to ask")
     from labctl.tiers.machines import machine
 
     try:
@@ -133,6 +133,7 @@ def described(record: NodeRecord, status: NodeStatus) -> Column:
     if not remedy and status.state in ("stopped", "paused"):
         remedy = f"labctl {'start' if status.state == 'stopped' else 'resume'} {record.name}"
     there = not record.skipped
+    reason = status.reason if status.state in (*_ASLEEP, "failed") else ""
     return Column(
         name=record.name,
         tier=record.label,
@@ -142,7 +143,7 @@ def described(record: NodeRecord, status: NodeStatus) -> Column:
         inside=record.inside,
         machine=record.tier != "container",
         emulated=there and (record.tier == "emulation" or "TCG" in record.accelerator),
-        reason=status.reason if status.state in (*_ASLEEP, "failed") else "",
+        reason=reason if reason != status.state else "",
         remedy=remedy,
         image=record.image,
         memory_given=record.memory,

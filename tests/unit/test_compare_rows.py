@@ -194,6 +194,9 @@ def test_a_record_becomes_a_column() -> None:
     column = described(record, status)
     assert (column.tier, column.emulated, column.machine) == ("hardware → emulation", True, True)
     assert column.remedy == "labctl start a" and column.start_seconds is None
+    assert described(record, replace(status, state="paused", reason="paused")).reason == ""
+    assert described(record, replace(status, state="failed", reason="boom")).reason == "boom"
+    assert described(record, replace(status, state="ready", reason="boom")).reason == ""
     inner = replace(record, tier="container", asked="container", inside="a")
     assert described(inner, status).emulated and not described(inner, status).machine
 
