@@ -57,7 +57,9 @@ class Home:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise LabError(f"cannot read {path}: {error.strerror}", hint="run as root, or set LABCTL_HOME") from error
+            raise LabError(
+                f"cannot read {path}: {error.strerror}", hint="run as root, or set LABCTL_HOME"
+            ) from error
         try:
             self.state.mkdir(parents=True, exist_ok=True)
             fresh = path.with_name(f"instance.{os.getpid()}")
@@ -71,4 +73,6 @@ class Home:
                 fresh.unlink()
             return path.read_text().strip()
         except OSError as error:
-            raise LabError(f"cannot write {path}: {error.strerror}", hint="run as root, or set LABCTL_HOME") from error
+            raise LabError(
+                f"cannot write {path}: {error.strerror}", hint="run as root, or set LABCTL_HOME"
+            ) from error

@@ -41,7 +41,7 @@ class _Name:
 class ContainerMachine:
     """A container of a lab.  Has the shape of Executes, Copies, HasLogs, Measures and Pauses.
 
-    `run_root` is the folder of the lab's keeper, `id` the container's name there, `node` the one for messages.
+    `run_root` is the folder of the lab's keeper, `id` the container's name there, `node` the messages' name.
     """
 
     def __init__(self, run_root: Path, id: str, node: str = "") -> None:

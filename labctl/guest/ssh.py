@@ -30,7 +30,8 @@ Protocol = Literal["labctl", "shell"]
 _LONGEST = 8000  # bytes; dropbear refuses commands above 9000
 _LOGS = "/run/labctl/log"
 _LOOK = """
-if [ -d "$1" ]; then kind=dir; elif [ -e "$1" ]; then kind=file; elif [ -h "$1" ]; then kind=link; else kind=absent; fi
+if [ -d "$1" ]; then kind=dir; elif [ -e "$1" ]; then kind=file
+elif [ -h "$1" ]; then kind=link; else kind=absent; fi
 real=$(readlink -f "$1"; echo x)
 printf '%s\\n%s' $kind "${real%?x}"
 """

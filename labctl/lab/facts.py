@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labctl.errors import Foreign, HostCannot, LabError
+from labctl.errors import Foreign, HostCannot, LabError, Problem, ProfileError
 from labctl.events import Emit, Note
 from labctl.home import Home
 from labctl.image.model import ImageConfig, host_arch
 from labctl.lab.model import Options
 from labctl.profile.models import Node, Profile
-from labctl.profile.types import Tier
+from labctl.profile.types import Devices, Tier
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
 from labctl.tiers.select import Ability, Probe, choose
 
@@ -139,6 +139,14 @@ def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> d
     return found
 
 
+def kernel_of(node: Node, profile: Profile) -> str:
+    """The kernel a VM asks for; "" for the usual one, which knows virtio only, so that emulated devices
+    take the full one."""
+    if not node.kernel and node.devices is Devices.EMULATED and arch_of(node, profile) == "x86_64":
+        return "amd64"
+    return node.kernel
+
+
 def kernels(
     profile: Profile, chosen: Mapping[str, Choice], options: Options, emit: Emit
 ) -> dict[tuple[str, str], KernelFacts]:
@@ -148,10 +156,10 @@ def kernels(
 
     found: dict[tuple[str, str], KernelFacts] = {}
     for node in profile.nodes.values():
-        key = (node.kernel, arch_of(node, profile))
+        key = (kernel_of(node, profile), arch_of(node, profile))
         if key in found or not is_vm(node, chosen):
             continue
-        name = node.kernel or DEFAULT_KERNELS.get(key[1], "")
+        name = key[0] or DEFAULT_KERNELS.get(key[1], "")
         if not name:
             raise HostCannot(f"no kernel is known for {key[1]}", hint="name one in nodes.NAME.kernel")
         cache = options.home.cache
@@ -283,3 +291,29 @@ def tell_skipped(lab: str, chosen: Mapping[str, Choice], profile: Profile, emit:
                     "warning",
                 )
             )
+
+
+def refuse_out_of_place(profile: Profile) -> None:
+    """Refuse what a tier can't do, instead of doing without it.  Raises UsageError naming all of it."""
+    wrong: list[Problem] = []
+    for node in profile.nodes.values():
+        if node.tier is Tier.CONTAINER and not node.inside:
+            if node.init:
+                wrong.append(Problem(f"nodes.{node.name}.init: only a VM runs the image's own init"))
+            continue
+        where = "a container inside a VM" if node.inside else f"a VM (tier {node.tier})"
+        for word, used in (("volumes", bool(node.volumes)), ("tmpfs", bool(node.tmpfs and not node.inside))):
+            if used:
+                wrong.append(
+                    Problem(f"nodes.{node.name}.{word}: not for {where} yet", hint="use `files` or `root`")
+                )
+        if not node.inside:
+            for word, used in (
+                ("read_only", bool(node.read_only)),
+                ("capabilities", bool(node.capabilities.add or node.capabilities.drop)),
+                ("pids", bool(node.pids)),
+            ):
+                if used:
+                    wrong.append(Problem(f"nodes.{node.name}.{word}: only a container has that"))
+    if wrong:
+        raise ProfileError(wrong)

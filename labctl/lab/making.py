@@ -79,6 +79,7 @@ def _plan(
 ) -> tuple[planner.Planned, _Lab, list[str]]:
     """Everything up to the graph.  With `build` images are made and subnets are reserved."""
     refuse_privileged(profile, options)
+    facts.refuse_out_of_place(profile)
     chosen = facts.choices(profile, options)
     facts.check_room(profile, chosen)
     lab = _known(ledger, profile, options)
@@ -104,6 +105,7 @@ def _plan(
         kernels=kernels,
         arch=facts.this_arch(),
         disks=disks,
+        kernel_names={node.name: facts.kernel_of(node, profile) for node in profile.nodes.values()},
         uri=uri,
         libvirt_home=home,
         ports=ports,
@@ -191,11 +193,22 @@ def _reserve(
         )
         try:
             ledger.intend(row, [], claims=planned.claims)
+            _pin(planned, row, options)
             return planned, lab, row
         except Foreign:
             if not left or not addresses.wanted_subnets(profile):
                 raise
     raise LabError("no free subnet was found")  # unreachable: the last try raises
+
+
+def _pin(planned: planner.Planned, row: LabRow, options: Options) -> None:
+    """Keep the lab's images from being pruned while it is there."""
+    from labctl.image.store import Store
+
+    store = Store(options.home.cache / "images")
+    for ref, arch in {(r.image, r.arch) for r in planned.records.values() if r.digest}:
+        if image := store.find(ref, arch):
+            store.pin(image, f"lab:{row.id}")
 
 
 def _phases(emit: Emit, planned: planner.Planned) -> Emit:

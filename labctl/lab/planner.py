@@ -36,6 +36,7 @@ class HostFacts:
     kernels: Mapping[tuple[str, str], KernelFacts]  # by (kernel name or "", architecture)
     arch: str
     disks: Mapping[str, str] = field(default_factory=dict)  # node → the cached disk of its image
+    kernel_names: Mapping[str, str] = field(default_factory=dict)  # node → the kernel it asks for
     uri: str = ""
     libvirt_home: Home | None = None
     ports: Mapping[tuple[str, int], int] = field(default_factory=dict)  # free host ports, chosen
@@ -96,7 +97,7 @@ def _facts(
         choice=host.choices[node.name],
         image=host.images[node.image, arch],
         place=addresses.places[node.name],
-        kernel=host.kernels.get((node.kernel, arch), NO_KERNEL),
+        kernel=host.kernels.get((host.kernel_names.get(node.name, ""), arch), NO_KERNEL),
         disk=host.disks.get(node.name, ""),
         ports=tuple(host.ports.get((node.name, i), port.host_port) for i, port in enumerate(node.ports)),
         hosts=hosts_text(node, addresses),

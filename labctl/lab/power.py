@@ -107,7 +107,7 @@ def _row(rows: dict[str, Row], record: NodeRecord) -> Row:
 def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bool) -> None:
     timeout = 0.0 if force else record.stop_timeout
     main = executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
-    if record.inside or record.tier == "container":
+    if record.tier == "container":
         _stop_container(record, timeout)
     else:
         from labctl.hypervisor import power
@@ -130,14 +130,6 @@ def _power_off(record: NodeRecord) -> None:
 
 
 def _stop_container(record: NodeRecord, timeout: float) -> None:
-    if record.inside:
-        from labctl.guest.inside import InsideMachine
-        from labctl.tiers.machines import machine
-
-        target = machine(record)
-        assert isinstance(target, InsideMachine)
-        target.stop(timeout)
-        return
     from labctl.runtime.client import KeeperClient
 
     errors = KeeperClient(Path(record.run_root)).stop([record.container], timeout=timeout)
@@ -153,13 +145,6 @@ def _freeze(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, *, on: 
 
         assert isinstance(main, Domain)
         (power.pause if on else power.resume)(main)
-    elif record.inside:
-        from labctl.guest.inside import InsideMachine
-        from labctl.tiers.machines import machine
-
-        target = machine(record)
-        assert isinstance(target, InsideMachine)
-        (target.pause if on else target.resume)()
     else:
         from labctl.runtime.client import KeeperClient
 

@@ -176,7 +176,7 @@ class OverlayMaker:
         try:
             sc.unshare(sc.CLONE_NEWNS)
             sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-            sc.mount("labctl", self.scratch, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0700,size=1m")
+            sc.mount("labctl", self.scratch, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0700,size=16m")
             os.chdir(self.scratch)
         except OSError:
             self.close()
@@ -198,12 +198,24 @@ class OverlayMaker:
             self._cwd = -1
 
     def make(
-        self, lowers: Sequence[str], upper: str, work: str, *, userns: int = -1, options: Sequence[str] = ()
+        self,
+        lowers: Sequence[str],
+        upper: str,
+        work: str,
+        *,
+        userns: int = -1,
+        owner: tuple[int, int] = (0, 0),
+        options: Sequence[str] = (),
     ) -> int:
-        """A detached overlay.  `lowers` bottom first; empty `upper` = read-only; `userns` idmaps the lowers.
+        """A detached overlay.  `lowers` bottom first; `userns` idmaps them; `owner` owns an upper made.
+
+        With an empty `upper` it lies in memory and is small: for a root that is made read-only once the
+        mount points, which an image may lack, are there.
 
         Raises SyscallError, also for a missing folder.
         """
+        if not upper:
+            upper, work = self._in_memory(lowers, owner)
         names = []
         for lower in reversed(lowers):  # overlayfs wants the topmost first
             fd = tree(lower)
@@ -221,13 +233,19 @@ class OverlayMaker:
         held = []
         try:
             # fsconfig takes at most 255 bytes a value: folders go in by descriptor.
-            for key, path in (("upperdir", upper), ("workdir", work)) if upper else ():
+            for key, path in (("upperdir", upper), ("workdir", work)):
                 held.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
                 settings.append(f"{key}=/proc/self/fd/{held[-1]}")
             return filesystem("overlay", settings, source="labctl")
         finally:
             for fd in held:
                 os.close(fd)
+
+    def _in_memory(self, lowers: Sequence[str], owner: tuple[int, int]) -> tuple[str, str]:
+        self._count += 1
+        upper, work = f"{self.scratch}/u{self._count}", f"{self.scratch}/w{self._count}"
+        prepare_upper(upper, work, lowers, owner)
+        return upper, work
 
 
 def prepare_upper(upper: str, work: str, lowers: Sequence[str], owner: tuple[int, int]) -> None:
@@ -248,30 +266,34 @@ def open_in_root(root: int, path: str, flags: int = os.O_PATH, mode: int = 0) ->
     return sc.openat2(root, path.lstrip("/") or ".", flags, mode=mode, resolve=sc.RESOLVE_IN_ROOT)
 
 
-def make_in_root(root: int, path: str, *, folder: bool) -> int:
-    """An O_PATH descriptor of `path` inside `root`; it and its parents are made when missing."""
+def make_in_root(root: int, path: str, *, folder: bool, links: int = 40) -> int:
+    """An O_PATH descriptor of `path` inside `root`; it and its parents are made when missing.
+
+    A link that leads nowhere is followed inside `root` too, at most `links` times (ELOOP then).
+    """
     try:
         return open_in_root(root, path)
     except FileNotFoundError:
         pass
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    parts = [part for part in os.path.normpath("/" + path).split("/") if part]
     for depth in range(1, len(parts) + 1):
-        here = "/".join(parts[:depth])
+        above, name = "/".join(parts[: depth - 1]), parts[depth - 1]
         try:
-            os.close(open_in_root(root, here))
+            os.close(open_in_root(root, f"{above}/{name}"))
             continue
         except FileNotFoundError:
             pass
-        parent = open_in_root(root, "/".join(parts[: depth - 1]), os.O_RDONLY | os.O_DIRECTORY)
+        parent = open_in_root(root, above, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if depth < len(parts) or folder:
-                os.mkdir(parts[depth - 1], 0o755, dir_fd=parent)
+                os.mkdir(name, 0o755, dir_fd=parent)
             else:
-                os.close(
-                    os.open(parts[depth - 1], os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent)
-                )
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent))
         except FileExistsError:
-            pass  # a link that leads nowhere: the open below says so
+            if not links:
+                raise sc.SyscallError(40, "follow", path) from None  # ELOOP
+            target = os.path.join("/" + above, os.readlink(name, dir_fd=parent), *parts[depth:])
+            return make_in_root(root, target, folder=folder, links=links - 1)
         finally:
             os.close(parent)
     return open_in_root(root, path)

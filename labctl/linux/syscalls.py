@@ -137,7 +137,7 @@ class SyscallError(OSError):
     """
 
     def __new__(cls, number: int, call: str, about: str) -> SyscallError:
-        return super().__new__(_KINDS.get(number, cls), number, call, about)
+        return super().__new__(_KINDS.get(number, cls), number, os.strerror(number))
 
     def __init__(self, number: int, call: str, about: str) -> None:
         super().__init__(number, os.strerror(number))

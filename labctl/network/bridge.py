@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -14,6 +15,8 @@ from labctl.linux.netlink import Address, Link, Netlink, NetlinkError
 from labctl.linux.netnode import delete_links, write_sysctl
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.network.model import LAB_GROUP
+
+_LOCAL_TABLE = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class Bridge:
             *stale,
             *fresh,
         )
+        _wait_for_routes(kernel, link.index, {address for address in want if ":" in address})
 
     def look(self) -> Look:
         """What the host says: PRESENT, ABSENT, BROKEN (with what differs) or FOREIGN (with the holder)."""
@@ -134,6 +138,18 @@ class Bridge:
         except OSError as error:
             return {item.name: LabError(str(error), hint=_hint(error)) for item in items}
         return {}
+
+
+def _wait_for_routes(kernel: Netlink, index: int, addresses: set[str]) -> None:
+    """Wait until the host answers on its v6 addresses: the kernel adds the local route of each in a work
+    queue, after it has answered the request.  Takes no time or a millisecond; bounded by half a second."""
+    awaited = {f"{ip_interface(address).ip}/128" for address in addresses}
+    until = time.monotonic() + 0.5
+    while awaited and time.monotonic() < until:
+        there = {r.destination for r in kernel.routes() if r.table == _LOCAL_TABLE and r.index == index}
+        if awaited <= there:
+            return
+        time.sleep(0.001)
 
 
 def holder(link: Link) -> str:

@@ -64,7 +64,26 @@ def _diff(path: str, before: object, after: object, found: list[str]) -> None:
             inner = f"{path}.{name}" if path else str(name)
             _diff(inner, before.get(name), after.get(name), found)
         return
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (one, other) in enumerate(zip(before, after, strict=True)):
+            _diff(f"{path}[{index}]", one, other, found)
+        return
+    inside = _document(before), _document(after)
+    if inside[0] is not None and inside[1] is not None:
+        _diff(path, *inside, found)
+        return
     found.append(f"{path}: {_short(before)} → {_short(after)}")
+
+
+def _document(value: object) -> dict[str, Any] | None:
+    """The JSON object that a text holds (a container's config.json), or None."""
+    if not isinstance(value, str) or not value.startswith("{"):
+        return None
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _short(value: object) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 _ROOMS = ("linux", "runtime")
 # Code in a zip file is compiled anew at every start, which takes a second in an emulated guest: so the first
-# start unpacks it beside the guest's other runtime files, where Python keeps the compiled form.
+# start unpacks it beside the guest's other runtime files (or in LABRUN_UNPACK), where Python keeps the
+# compiled form.
 _MAIN = """\
 import os, sys, zipfile
 archive = os.path.abspath(sys.argv[0])
-place = "/run/labctl/labrun-DIGEST"
+place = os.path.join(os.environ.get("LABRUN_UNPACK") or "/run/labctl", "labrun-DIGEST")
 if not os.path.isdir(place):
     fresh = "%s.%d" % (place, os.getpid())
     try:

@@ -138,8 +138,8 @@ class Job:
             else:
                 with _Entered(spaces):
                     self.pid, self.pidfd = sc.clone(flags)
-                if self.pid == 0:
-                    init.run(self.plan, child)
+                    if self.pid == 0:  # inside the block: its end, the way back, is the parent's alone
+                        init.run(self.plan, child)
         finally:
             child.close()
         self.document["start_ticks"] = proc.start_ticks(self.pid)

@@ -52,7 +52,7 @@ def make_root(config: Config, bundle: str, maker: OverlayMaker | None, userns: i
     owner = (namespaces.to_host(uids, 0), namespaces.to_host(gids, 0))
     if upper:
         mounts.prepare_upper(upper, work, lowers, owner)
-    return maker.make(lowers, upper, work, userns=userns)
+    return maker.make(lowers, upper, work, userns=userns, owner=owner)
 
 
 def make_binds(config: Config, bundle: str, userns: int) -> list[int]:

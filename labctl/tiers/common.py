@@ -58,6 +58,25 @@ def skipped_record(facts: NodeFacts) -> NodeRecord:
     return replace(record_of(facts), interfaces=(), ports=(), runs_on="", accelerator="")
 
 
+def way_to(record: NodeRecord) -> NodeRecord:
+    """Only what it takes to reach the node: a new label or limit must not make its steps run again."""
+    return NodeRecord(
+        name=record.name,
+        tier=record.tier,
+        asked=record.asked,
+        image="",
+        digest="",
+        arch="",
+        hostname="",
+        runs_on="",
+        inside=record.inside,
+        interfaces=tuple(replace(i, mac="", host_name="") for i in record.interfaces),
+        ssh=record.ssh,
+        run_root=record.run_root,
+        container=record.container,
+    )
+
+
 def waits_for(facts: NodeFacts) -> tuple[str, ...]:
     """The keys that stand for what the node's `depends_on` waits for; skipped nodes are not waited for."""
     keys = []
@@ -69,6 +88,7 @@ def waits_for(facts: NodeFacts) -> tuple[str, ...]:
 def life(facts: NodeFacts, record: NodeRecord, main: str, reach_seconds: float) -> list[Resource]:
     """Reach it (and run its start-up script), provision it, wait for it: always all that apply."""
     node, owner = facts.node, facts.lab.owner
+    record = way_to(record)
     steps: list[Resource] = [
         Reach(
             owner=owner,

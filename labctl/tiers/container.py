@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from labctl.profile.types import MountKind
 from labctl.resource.protocol import Resource
 from labctl.runtime import spec
 from labctl.runtime.client import KeeperClient, Launch
+from labctl.runtime.errors import ContainerError
 from labctl.tiers.common import life, record_of, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
 from labctl.tiers.folders import remove_tree
@@ -248,6 +249,26 @@ class ContainerNode:
                     looks[item.name] = _look_of(states.get(item.name))
         return looks
 
+    def change(self, old: ContainerNode) -> bool:
+        """Limits change while it runs; anything else means another container."""
+        new, was = json.loads(self.config), json.loads(old.config)
+        limits = new["linux"].pop("resources", {})
+        was["linux"].pop("resources", {})
+        if new != was or replace(self, config="", stop_timeout=0.0) != replace(
+            old, config="", stop_timeout=0.0
+        ):
+            return False
+        client = KeeperClient(Path(self.run_root))
+        state = client.states().get(self.name)
+        if state is None or state.status == "stopped" or not _keeps_limits(self, old):
+            return False
+        try:
+            client.update(self.name, limits)
+            Path(self.folder, "config.json").write_text(self.config)
+        except (ContainerError, OSError) as error:
+            raise LabError(f"container {self.name}: its limits can't be changed: {error}") from error
+        return True
+
     def unmake(self) -> None:
         """End it and remove its folder."""
         for error in self.unmake_many([self]).values():
@@ -270,6 +291,12 @@ class ContainerNode:
                     except LabError as error:
                         failures[name] = error
         return failures
+
+
+def _keeps_limits(new: ContainerNode, old: ContainerNode) -> bool:
+    """Whether every limit that was there is still there: one that is taken away needs a new container."""
+    limits = [json.loads(item.config)["linux"].get("resources", {}) for item in (new, old)]
+    return set(limits[0]) >= set(limits[1])
 
 
 def _look_of(state: Any) -> Look:

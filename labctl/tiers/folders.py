@@ -109,20 +109,15 @@ def remove_tree(path: Path) -> None:
 
 def write_key_pair(path: Path, comment: str) -> None:
     """Write an Ed25519 key pair in OpenSSH's format (PROTOCOL.key), the private half last and 0600."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from labctl.image.boot_keys import make_key
 
-    key = Ed25519PrivateKey.generate()
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    path.with_suffix(".pub").write_text(f"{public.decode()} {comment}\n")
+    pair = make_key(comment)
+    path.with_suffix(".pub").write_text(pair.public.strip() + "\n")
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(fd, private)
+        os.write(fd, pair.private.encode())
     finally:
         os.close(fd)
     fresh.replace(path)

@@ -15,7 +15,6 @@ KINDS = {
     "vmdisk": "labctl.tiers.vmdisk:VmDisk",
     "libvirtd": "labctl.hypervisor.daemon:LibvirtDaemon",
     "domain": "labctl.hypervisor.domain:Domain",
-    "inside": "labctl.guest.inside:InsideContainer",
     "reach": "labctl.tiers.steps:Reach",
     "provision": "labctl.tiers.steps:Provision",
     "ready": "labctl.tiers.steps:ReadyWait",

@@ -10,7 +10,6 @@ from labctl.tiers.record import NodeRecord
 
 if TYPE_CHECKING:
     from labctl.guest.container import ContainerMachine
-    from labctl.guest.inside import InsideMachine
     from labctl.guest.ssh import Endpoint, SshMachine
 
 POLL_SECONDS = 0.02  # between two looks whether a booting machine answers
@@ -18,14 +17,10 @@ POLL_SECONDS = 0.02  # between two looks whether a booting machine answers
 _connections: dict[str, SshMachine] = {}
 
 
-def machine(record: NodeRecord) -> SshMachine | ContainerMachine | InsideMachine:
+def machine(record: NodeRecord) -> SshMachine | ContainerMachine:
     """The machine of a node.  Raises LabError when the node was skipped or its keys are gone."""
     if record.skipped:
         raise LabError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
-    if record.inside:
-        from labctl.guest.inside import InsideMachine
-
-        return InsideMachine(_ssh(endpoint(record)), record.container, record.name)
     if record.tier == "container":
         from labctl.guest.container import ContainerMachine
 

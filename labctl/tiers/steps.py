@@ -173,4 +173,3 @@ class ReadyWait:
 
     def unmake(self) -> None:
         """Nothing is left of it."""
-

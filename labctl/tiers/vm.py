@@ -83,7 +83,7 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
     lab, node, kernel = facts.lab, facts.node, facts.kernel
     assert kernel is not None, "the planner gives every VM a kernel"
     emulated = node.devices is Devices.EMULATED
-    bus, nic = ("sata", "e1000") if emulated else ("virtio", "virtio")
+    bus, nic = ("ide", "e1000") if emulated else ("virtio", "virtio")
     cpus = record.cpus
     return Domain(
         owner=lab.owner,

@@ -36,8 +36,8 @@ NASTY = 'it\'s "a" $(touch /tmp/x) `b`; \n\\ end\t*'
 
 
 def shell(script: str) -> str:
-    done = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, timeout=20, check=True)
-    return done.stdout
+    done = subprocess.run(["sh", "-euc", script], capture_output=True, timeout=20, check=True)
+    return done.stdout.decode()  # not text=True, which turns a carriage return into a line feed
 
 
 def calls(config: BootConfig, name: str = "lab_network") -> list[list[str]]:
