@@ -20,6 +20,7 @@ from labctl.resource.ledger import Claim
 from labctl.resource.protocol import Resource
 from labctl.tiers import plan_node
 from labctl.tiers.common import skipped_record
+from labctl.tiers.container import LabKeeper
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts, LabFacts, NodeFacts
 from labctl.tiers.folders import LabFolder, VolumeFolder
 from labctl.tiers.record import NodeRecord
@@ -124,6 +125,9 @@ def _shared(lab: LabFacts, addresses: Plan, host: HostFacts) -> list[Resource]:
     if lab.libvirt_home:
         home = lab.libvirt_home
         found.append(LibvirtDaemon(owner=owner, home_state=str(home.state), home_cache=str(home.cache)))
+    if any(c.tier == "container" and not c.skipped for c in host.choices.values()):
+        run = str(lab.folder / "run")
+        found.append(LabKeeper(owner=owner, name="lab", needs=("folder:lab",), run_root=run))
     segments = list(addresses.segments.values())
     for seg in segments:
         found.append(

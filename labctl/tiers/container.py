@@ -43,7 +43,7 @@ def plan(facts: NodeFacts) -> Planned:
         owner=lab.owner,
         name=node.name,
         node=node.name,
-        needs=(f"net:{node.name}", "folder:lab", *volume_keys(node)),
+        needs=(f"net:{node.name}", "keeper:lab", *volume_keys(node)),
         after=("firewall:lab", "dns:lab", *waits_for(facts)),
         folder=str(folder),
         run_root=record.run_root,
@@ -165,6 +165,34 @@ def config_of(facts: NodeFacts, net: NodeNet) -> dict[str, Any]:
         stdout=str(folder / "log" / "stdout"),
         stderr=str(folder / "log" / "stderr"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabKeeper:
+    """The process that forks and reaps a lab's containers; the first launch starts it."""
+
+    kind: ClassVar[str] = "keeper"
+
+    owner: Owner
+    name: str
+    node: str = ""
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    run_root: str
+
+    def make(self) -> None:
+        """Nothing yet: it is started when there is something to launch."""
+
+    def look(self) -> Look:
+        """Containers go on without it, and the next launch starts another."""
+        return PRESENT
+
+    def unmake(self) -> None:
+        """End it.  Raises LabError when it doesn't answer."""
+        try:
+            KeeperClient(Path(self.run_root)).close()
+        except (ContainerError, OSError) as error:
+            raise LabError(f"the lab's keeper does not end: {error}") from error
 
 
 # What a container without a command does: be there, so that commands can be run in it.

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labctl.errors import LabError, UsageError
 from labctl.profile.models import Node, Profile
@@ -169,7 +170,10 @@ def extract(seed: Seed, dest: Path, layers: Sequence[str]) -> None:
     try:
         with tarfile.open(archive) as tar:
             # Our own archive of the person's own files: links may point anywhere, as they do in an image.
-            tar.extractall(dest, numeric_owner=True, filter="fully_trusted")
+            # (The filter's name is unknown to Debian 12's Python 3.11.2, and trust is the default there.)
+            known = hasattr(tarfile, "fully_trusted_filter")
+            trust: dict[str, Any] = {"filter": "fully_trusted"} if known else {}
+            tar.extractall(dest, numeric_owner=True, **trust)
     except (OSError, tarfile.TarError) as error:
         raise LabError(f"cannot lay out the files below {dest}: {error}") from error
     finally:

@@ -1,0 +1,118 @@
+"""up and down are killed at every step; each time `down` finds everything, and the host is as before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from labctl.home import Home
+
+CONTAINERS = """
+name: crash
+networks:
+  lan: {}
+  back: {}
+defaults: {image: micro, command: exec sleep 1000}
+nodes:
+  a: {networks: [lan, back], ports: ["80"], files: [{path: /etc/hello, content: hi}]}
+  b: {networks: [lan], volumes: [{source: keep, target: /keep}], depends_on: {a: ready}}
+volumes: {keep: {}}
+"""
+
+SPECTRUM = """
+name: crash
+defaults: {image: micro, command: exec sleep 1000}
+nodes:
+  vm: {tier: emulation, memory: 128MiB}
+  box: {provision: ["true"]}
+"""
+
+NEEDED = ("root", "netns", "overlay", "cgroup", "userns", "idmap", "nft", "dnsmasq")
+
+
+class Crash:
+    """A lab in a home of its own whose verbs are killed at numbered points."""
+
+    def __init__(self, home: Home, profile: Path) -> None:
+        self.home, self.profile = home, profile
+
+    def run(self, verb: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+        argv = [verb, str(self.profile)] if verb == "up" else [verb, "crash"]
+        return subprocess.run(
+            [sys.executable, "-m", "labctl.cli", *argv],
+            env={**os.environ, "LABCTL_FAULT": fault},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+
+    def good(self, verb: str, fault: str = "") -> None:
+        done = self.run(verb, fault)
+        assert done.returncode == 0, f"{verb}: {done.stderr}"
+
+    def points(self, verb: str, log: Path) -> list[str]:
+        self.good("up", f"log:{log}" if verb == "up" else "")
+        self.good("down", f"log:{log}" if verb == "down" else "")
+        return log.read_text().splitlines()
+
+
+def cached(home: Home) -> None:
+    """Images and kernels are made once for all homes of this run."""
+    shared = Path(os.environ.get("LABCTL_TEST_CACHE", "/var/cache/labctl-tests"))
+    shared.mkdir(parents=True, exist_ok=True)
+    if home.cache.is_dir():
+        shutil.rmtree(home.cache)
+    home.cache.parent.mkdir(parents=True, exist_ok=True)
+    home.cache.symlink_to(shared)
+
+
+def killed_everywhere(
+    home: Home, tmp_path: Path, text: str, verb: str, since: Callable[[], list[str]]
+) -> int:
+    """Kill `verb` at each of its points in turn; the number of points."""
+    cached(home)
+    profile = tmp_path / "crash.yaml"
+    profile.write_text(text)
+    crash = Crash(home, profile)
+    points = crash.points(verb, tmp_path / "points")
+    for number, point in enumerate(points, 1):
+        if verb == "down":
+            crash.good("up")
+        done = crash.run(verb, f"kill:{number}")
+        if done.returncode == 0 and number > len(points) * 3 // 4:
+            # Steps that happened to be done in one batch this time pass fewer points.
+            crash.good("down")
+            assert since() == []
+            break
+        assert done.returncode == -9, f"{point}: ended with {done.returncode}: {done.stderr}"
+        crash.good("down")
+        assert since() == [], f"killed {verb} at point {point}"
+    print(f"{verb}: {len(points)} kill points, 0 leftovers")
+    return len(points)
+
+
+@pytest.mark.needs(*NEEDED)
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_containers_survive_no_kill(
+    home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]], verb: str
+) -> None:
+    assert killed_everywhere(home, tmp_path, CONTAINERS, verb, host_inventory) > 20
+
+
+@pytest.mark.needs(*NEEDED, "libvirt", "tcg")
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_a_machine_and_a_container_survive_no_kill(
+    home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]], verb: str
+) -> None:
+    assert killed_everywhere(home, tmp_path, SPECTRUM, verb, host_inventory) > 20
