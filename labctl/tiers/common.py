@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from labctl.profile.types import Condition
-from labctl.resource.protocol import Resource
-from labctl.tiers.context import NodeFacts
 from labctl.tiers.record import InterfaceRecord, NodeRecord, PortRecord
 from labctl.tiers.steps import Provision, Reach, ReadyWait, Script
+
+if TYPE_CHECKING:
+    from labctl.resource.protocol import Resource
+    from labctl.tiers.context import NodeFacts
 
 
 def record_of(facts: NodeFacts, **more: Any) -> NodeRecord:
@@ -79,6 +80,8 @@ def way_to(record: NodeRecord) -> NodeRecord:
 
 def waits_for(facts: NodeFacts) -> tuple[str, ...]:
     """The keys that stand for what the node's `depends_on` waits for; skipped nodes are not waited for."""
+    from labctl.profile.types import Condition
+
     keys = []
     for name, condition in facts.node.depends_on.items():
         keys.append(f"{'ready' if condition is Condition.READY else 'reach'}:{name}")

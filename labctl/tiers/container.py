@@ -6,15 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from labctl.errors import LabError
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.network.model import NodeRoute
 from labctl.network.nodenet import NodeNet
-from labctl.profile.models import Node
-from labctl.profile.types import MountKind
-from labctl.resource.protocol import Resource
 from labctl.runtime import spec
 from labctl.runtime.client import KeeperClient, Launch
 from labctl.runtime.errors import ContainerError
@@ -22,6 +19,10 @@ from labctl.tiers.common import life, record_of, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
 from labctl.tiers.folders import remove_tree
 from labctl.tiers.seed import Seed, extract, seed_of
+
+if TYPE_CHECKING:
+    from labctl.profile.models import Node
+    from labctl.resource.protocol import Resource
 
 REACH_SECONDS = 30.0
 LAUNCH_SECONDS = 60.0
@@ -101,11 +102,15 @@ def etc_files(facts: NodeFacts) -> dict[str, str]:
 
 def volume_keys(node: Node) -> tuple[str, ...]:
     """The keys of the named volumes that a node mounts."""
+    from labctl.profile.types import MountKind
+
     return tuple(dict.fromkeys(f"volume:{m.source}" for m in node.volumes if m.kind is MountKind.VOLUME))
 
 
 def mounts_of(facts: NodeFacts) -> list[dict[str, Any]]:
     """Volumes, binds and tmpfs as OCI mounts; root inside is the owner outside, by idmapped mounts."""
+    from labctl.profile.types import MountKind
+
     found: list[dict[str, Any]] = []
     for mount in facts.node.volumes:
         named = mount.kind is MountKind.VOLUME

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from labctl.home import Home
-from labctl.image.model import ImageConfig
-from labctl.looks import Owner
-from labctl.network.model import Interface
-from labctl.profile.models import Node, Profile
-from labctl.resource.protocol import Resource
-from labctl.tiers.record import NodeRecord
+if TYPE_CHECKING:
+    # Names for annotations only: what is loaded here, `down` pays for as well.
+    from labctl.home import Home
+    from labctl.image.model import ImageConfig
+    from labctl.looks import Owner
+    from labctl.network.model import Interface
+    from labctl.profile.models import Node, Profile
+    from labctl.resource.protocol import Resource
+    from labctl.tiers.record import NodeRecord
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labctl.errors import LabError, UsageError
-from labctl.profile.models import Node, Profile
+
+if TYPE_CHECKING:
+    from labctl.profile.models import Node, Profile
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ nodes may wait for.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from labctl.errors import LabError
-from labctl.guest.machine import Executes
 from labctl.looks import PRESENT, Look, Owner
-from labctl.tiers import scripts
 from labctl.tiers.record import NodeRecord
+
+if TYPE_CHECKING:
+    from labctl.guest.machine import Executes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ class Reach:
 
 def run_startup(node: str, target: Executes, script: str, timeout: float = 300.0) -> list[str]:
     """Run a start-up script to its end; a sentence for each failing line.  Raises TimedOut, LabError."""
+    from labctl.tiers import scripts
+
     done = target.run(["sh", "-s"], input=scripts.wrap(script).encode(), timeout=timeout)
     told = [f"{node}: start-up script, {failed}" for failed in scripts.failures(script, done.text)]
     if done.code:
