@@ -80,19 +80,41 @@ def _add(
     note: Callable[[tarfile.TarInfo], tarfile.TarInfo],
     done: Summary,
 ) -> None:
-    info = tar.gettarinfo(path, arcname)
+    try:
+        info = tar.gettarinfo(path, arcname)
+        if info is not None and info.isreg():
+            _add_file(tar, path, info, note, done)
+            return
+    except FileNotFoundError:
+        if "/" not in arcname:
+            raise
+        info = None  # it went away while the folder was read: a living machine's files do
     if info is None:  # a socket
         done.skipped.append(path)
-        return
-    if info.isreg():
-        with open(path, "rb") as file:
-            tar.addfile(note(info), file)
         return
     tar.addfile(note(info))
     _forget(tar)
     if info.isdir():
         for entry in sorted(os.listdir(path)):
             _add(tar, os.path.join(path, entry), f"{arcname}/{entry}", note, done)
+
+
+def _add_file(
+    tar: tarfile.TarFile,
+    path: str,
+    info: tarfile.TarInfo,
+    note: Callable[[tarfile.TarInfo], tarfile.TarInfo],
+    done: Summary,
+) -> None:
+    # Whoever owns the folder may have put a pipe or a link there since: neither is waited for or followed.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            done.skipped.append(path)
+            return
+        info.size = status.st_size
+        tar.addfile(note(info), file)
 
 
 class Unpacker:
