@@ -82,7 +82,7 @@ def up(
     try:
         with session.drawing() as emit:
             result = api.up(loaded, how, emit)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Interrupted) as error:
         again = shlex.join(["labctl", "up", profile, *(["--name", name] if name else [])])
         raise Interrupted(
             f"interrupted; lab {loaded.name} is incomplete",
