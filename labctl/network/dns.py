@@ -272,9 +272,9 @@ def end(pid: int, ours: Callable[[int], bool]) -> None:
 def servers(mark: str = "") -> Iterator[tuple[int, str]]:
     """(pid, mark) of every running dnsmasq with a mark of ours, or with this mark."""
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or not _cmdline(int(entry.name))[:1]:
-            continue
-        if not _cmdline(int(entry.name))[0].endswith("dnsmasq"):
+        # Asked once: the process may end between two questions.
+        argv = _cmdline(int(entry.name)) if entry.name.isdigit() else []
+        if not argv or not argv[0].endswith("dnsmasq"):
             continue
         try:
             environment = (entry / "environ").read_bytes().split(b"\0")

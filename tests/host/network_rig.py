@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,14 @@ def own_host(tmp_path: Path) -> Iterator[None]:
         for pid, _ in dns.servers():
             if f"{tmp_path}/" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, 9)
+
+
+def snapshot(tmp_path: Path) -> inventory.Snapshot:
+    """The inventory without what other labs do on this machine meanwhile: mounts and processes are shared."""
+    taken = inventory.inventory()
+    taken["namespaces"] = [point for point in taken["namespaces"] if point.startswith(f"{tmp_path}/")]
+    taken["dnsmasq"] = [mark for mark in taken["dnsmasq"] if mark.startswith(("labctl:aaaa", "labctl:bbbb"))]
+    return taken
 
 
 def sh(*argv: str, ok: bool = True, text: str = "") -> str:
@@ -127,6 +136,11 @@ def world(tmp_path: Path) -> str:
             netlink.add_route("default", WORLD4),
             netlink.add_route("default", WORLD6),
         )
+        # The kernel adds the local route of a v6 address a moment after the address.
+        for _ in range(500):
+            if any(route.destination == "2001:db8::1/128" for route in kernel.routes()):
+                break
+            time.sleep(0.001)
     return path
 
 

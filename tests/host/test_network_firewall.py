@@ -18,7 +18,19 @@ from labctl.looks import Presence
 from labctl.network import inventory, nft, tools
 from labctl.network.model import PublishedPort
 from labctl.network.nodenet import NodeNet
-from tests.host.network_rig import WORLD4, WORLD6, Rig, ask, own_host, pings, rig, serving, sh, world
+from tests.host.network_rig import (
+    WORLD4,
+    WORLD6,
+    Rig,
+    ask,
+    own_host,
+    pings,
+    rig,
+    serving,
+    sh,
+    snapshot,
+    world,
+)
 
 pytestmark = [pytest.mark.needs("root", "netns", "nft"), pytest.mark.usefixtures("own_host")]
 assert own_host
@@ -67,7 +79,7 @@ def test_labs_do_not_reach_each_other(two: tuple[Rig, Rig]) -> None:
 
 
 def test_the_internet_only_where_asked_and_behind_the_hosts_address(tmp_path: Path, outside: str) -> None:
-    before = inventory.inventory()
+    before = snapshot(tmp_path)
     open_lab, closed = rig(tmp_path, 1, internet=True), rig(tmp_path, 2)
     open_lab.make()
     closed.make()
@@ -82,7 +94,7 @@ def test_the_internet_only_where_asked_and_behind_the_hosts_address(tmp_path: Pa
     assert not pings(outside, "10.77.1.11")
     open_lab.unmake()
     closed.unmake()
-    assert inventory.differences(before, inventory.inventory()) == []
+    assert inventory.differences(before, snapshot(tmp_path)) == []
 
 
 def test_host_services_are_closed_to_nodes_but_for_dns_and_those_named(tmp_path: Path) -> None:
@@ -110,7 +122,7 @@ def test_host_services_are_closed_to_nodes_but_for_dns_and_those_named(tmp_path:
 def test_published_ports_from_everywhere_they_should_be(
     tmp_path: Path, outside: str, proto: str, internet: bool
 ) -> None:
-    before = inventory.inventory()
+    before = snapshot(tmp_path)
     ports = (
         published(1, 8080, proto=proto),
         published(1, 8081, proto=proto, host_ip="127.0.0.1"),
@@ -139,7 +151,7 @@ def test_published_ports_from_everywhere_they_should_be(
         assert ask(outside, proto, "198.51.100.1", 8081) == b""
         assert ask(lab.nets[1].path, proto, "10.77.1.1", 8080) == b"hello"
     lab.unmake()
-    assert inventory.differences(before, inventory.inventory()) == []
+    assert inventory.differences(before, snapshot(tmp_path)) == []
 
 
 def test_nodes_cannot_reach_the_hosts_loopback_through_a_published_port(tmp_path: Path) -> None:
@@ -176,7 +188,7 @@ def test_forwarding_comes_back_with_the_last_lab_of_any_instance(tmp_path: Path,
     for path in (FORWARD, FORWARD6):
         assert path.read_text().strip() == "0"
     Path("/proc/sys/net/ipv4/conf/up0/forwarding").write_text("1")
-    before = inventory.inventory()
+    before = snapshot(tmp_path)
     labs = [rig(tmp_path, n, internet=True, instance=f"{n:08d}", nodes=0) for n in (1, 2, 3)]
     for lab in labs:
         lab.make()
@@ -187,7 +199,7 @@ def test_forwarding_comes_back_with_the_last_lab_of_any_instance(tmp_path: Path,
         lab.unmake()
     assert FORWARD.read_text().strip() == FORWARD6.read_text().strip() == "0"
     assert Path("/proc/sys/net/ipv4/conf/up0/forwarding").read_text().strip() == "1"
-    assert inventory.differences(before, inventory.inventory()) == []
+    assert inventory.differences(before, snapshot(tmp_path)) == []
 
 
 def test_forwarding_that_was_on_stays_on(tmp_path: Path, outside: str) -> None:
@@ -254,7 +266,7 @@ def test_dockers_forward_policy_is_coped_with_and_left_as_it_was(
             sh(program, "-A", "FORWARD", "-j", "DOCKER-USER")
             sh(program, "-A", "DOCKER-USER", "-j", "RETURN")
     rules = [sh(program, "-S") for program in programs]
-    before = inventory.inventory()
+    before = snapshot(tmp_path)
     lab = rig(tmp_path, 1, internet=True, ports=(published(1, 8080),))
     lab.bridge.make()
     assert NodeNet.make_many(lab.nets) == {}
@@ -280,7 +292,7 @@ def test_dockers_forward_policy_is_coped_with_and_left_as_it_was(
     if docker:
         sh(programs[0], "-A", "DOCKER-USER", "-j", "RETURN")
     assert [sh(program, "-S") for program in programs] == rules
-    assert inventory.differences(before, inventory.inventory()) == []
+    assert inventory.differences(before, snapshot(tmp_path)) == []
 
 
 def test_nothing_is_added_where_nothing_drops(tmp_path: Path) -> None:
@@ -320,7 +332,7 @@ def test_killed_at_any_step_within_it_is_taken_away_whole(
     sh("iptables-nft", "-P", "FORWARD", "DROP")
     lab = rig(tmp_path, 1, internet=True, nodes=0, ports=(published(1, 8080),))
     lab.bridge.make()
-    before = inventory.inventory()
+    before = snapshot(tmp_path)
     module, name = step.split(".")
     child = os.fork()
     if child == 0:
@@ -343,7 +355,7 @@ def test_killed_at_any_step_within_it_is_taken_away_whole(
     # route_localnet is the bridge's own, and goes with it.
     lab.bridge.unmake()
     lab.bridge.make()
-    assert inventory.differences(before, inventory.inventory()) == []
+    assert inventory.differences(before, snapshot(tmp_path)) == []
 
 
 def test_many_labs_at_once_do_not_get_in_each_others_way(tmp_path: Path, outside: str) -> None:
@@ -351,10 +363,10 @@ def test_many_labs_at_once_do_not_get_in_each_others_way(tmp_path: Path, outside
     labs = [rig(tmp_path, number, internet=True, nodes=0) for number in range(1, 9)]
     for lab in labs:
         lab.bridge.make()
-    before = inventory.inventory()
+    before = snapshot(tmp_path)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda lab: lab.firewall.make(), labs))
         assert {lab.firewall.look().presence for lab in labs} == {Presence.PRESENT}
         assert FORWARD.read_text().strip() == "1"
         list(pool.map(lambda lab: lab.firewall.unmake(), labs))
-    assert inventory.differences(before, inventory.inventory()) == []
+    assert inventory.differences(before, snapshot(tmp_path)) == []

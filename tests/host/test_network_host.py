@@ -22,7 +22,7 @@ from labctl.network.dns import Dns
 from labctl.network.marks import find_marked
 from labctl.network.model import Listen, PublishedPort
 from labctl.network.subnets import Holder, choose_subnets, docker_networks, holders_of, host_holders
-from tests.host.network_rig import own_host, pings, rig, serving, sh
+from tests.host.network_rig import own_host, pings, rig, serving, sh, snapshot
 
 pytestmark = [pytest.mark.needs("root", "netns", "nft"), pytest.mark.usefixtures("own_host")]
 assert own_host
@@ -94,7 +94,7 @@ def test_who_holds_a_port() -> None:
 def test_what_a_lost_ledger_forgot_is_found_by_its_marks_and_nothing_else(tmp_path: Path) -> None:
     sh("iptables-nft", "-P", "FORWARD", "DROP")
     sh("ip", "link", "add", "lb-not-ours", "type", "bridge")
-    before = inventory.inventory()
+    before = snapshot(tmp_path)
     lab = rig(tmp_path / "labs", 1, ports=(PublishedPort("tcp", "", 8080, "10.77.1.11", 80, "lb1"),))
     # Namespaces are kept at LABS/LAB/net/NODE, as a home has them.
     folder = tmp_path / "labs" / "00000001" / "net"
@@ -125,16 +125,16 @@ def test_what_a_lost_ledger_forgot_is_found_by_its_marks_and_nothing_else(tmp_pa
     assert find_marked("aaaaaaaa", str(tmp_path / "labs")) == []
     assert pings(other.nets[0].path, "10.77.2.12")
     other.unmake()
-    assert inventory.differences(before, inventory.inventory()) == []
+    assert inventory.differences(before, snapshot(tmp_path)) == []
 
 
 def test_the_inventory_sees_a_difference_of_every_kind(tmp_path: Path) -> None:
-    before = inventory.inventory()
-    assert inventory.differences(before, inventory.inventory()) == []
+    before = snapshot(tmp_path)
+    assert inventory.differences(before, snapshot(tmp_path)) == []
     lab = rig(tmp_path, 1, nodes=1, internet=True)
     lab.make()
     sh("iptables-nft", "-P", "FORWARD", "DROP")
-    kinds = {line.split()[1] for line in inventory.differences(before, inventory.inventory())}
+    kinds = {line.split()[1] for line in inventory.differences(before, snapshot(tmp_path))}
     assert kinds == {"links", "addresses", "routes", "nft", "iptables", "namespaces", "sysctls"}
     lab.unmake()
 
@@ -181,10 +181,10 @@ def test_errors_are_of_the_kind_people_see(tmp_path: Path) -> None:
         lab.nets[0].make()
 
 
-def test_probes_try_and_leave_nothing() -> None:
-    before = inventory.inventory()
+def test_probes_try_and_leave_nothing(tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
     assert probes.why_no_nft() == ""
     netem = probes.why_no_netem()
     assert netem == "" or "netem" in netem or "qdisc" in netem
     assert probes.br_netfilter() is Path("/proc/sys/net/bridge").exists()
-    assert inventory.differences(before, inventory.inventory()) == []
+    assert inventory.differences(before, snapshot(tmp_path)) == []
