@@ -256,7 +256,7 @@ class _Steps:
 
 
 def _makes_many(item: Resource) -> bool:
-    return hasattr(type(item), "make_many")
+    return hasattr(type(item), "make_many") and bool(getattr(item, "batched", True))
 
 
 def _unmakes_many(item: Resource) -> bool:

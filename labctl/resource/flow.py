@@ -31,6 +31,7 @@ class _Outcome:
     keys: tuple[str, ...]
     failures: Mapping[str, LabError]
     gate: str
+    batch: str = ""  # the kind, when it was a batch
 
 
 def gate_widths() -> dict[str, int]:
@@ -48,10 +49,10 @@ def run(
 ) -> Result:
     """Do `work` on every item, each after those that `before` names for it.
 
-    Items of a kind for which `batches` holds are handed over together, as many as are ready.  After
-    a failure nothing new starts (with `keep_going`: all that don't depend on it); what runs ends by
-    itself.  Raises Interrupted on Ctrl-C, leaving steps where they are,
-    which is safe by design: the ledger names every object.
+    Items of a kind for which `batches` holds are handed over together, as many as are ready, one batch of
+    a kind at a time.  After a failure nothing new starts (with `keep_going`: all that don't depend on
+    it); what runs ends by itself.  Raises Interrupted on Ctrl-C, leaving steps where they are, which is
+    safe by design: the ledger names every object.
     """
     return _Flow(items, before, work, batches, keep_going).run()
 
@@ -77,6 +78,7 @@ class _Flow:
         self.finished: set[str] = set()
         self.gates = gate_widths()
         self.running = 0
+        self.busy: set[str] = set()  # kinds of which a batch runs
         self.done: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
 
     def run(self) -> Result:
@@ -87,6 +89,9 @@ class _Flow:
                 if not self.running:
                     return Result(frozenset(self.finished), self.failures)
                 self._settle(self.done.get())
+                # Whatever has ended meanwhile frees its share too, so that batches grow.
+                while not self.done.empty():
+                    self._settle(self.done.get())
         except KeyboardInterrupt:
             self._drain()
             raise Interrupted(
@@ -108,16 +113,21 @@ class _Flow:
             if gate in self.gates:
                 self.gates[gate] -= 1
             self._start([item], gate)
-        for group in groups.values():
-            self._start(group, "")
+        # One batch of a kind at a time: what becomes ready meanwhile makes the next one.
+        for kind, group in groups.items():
+            if kind in self.busy:
+                left += [key_of(item) for item in group]
+                continue
+            self.busy.add(kind)
+            self._start(group, "", kind)
         self.ready = left
 
-    def _start(self, group: Sequence[Resource], gate: str) -> None:
+    def _start(self, group: Sequence[Resource], gate: str, batch: str = "") -> None:
         self.running += 1
         # Daemon threads: after Ctrl-C the process may end without waiting for a slow step.
-        threading.Thread(target=self._do, args=(group, gate), daemon=True).start()
+        threading.Thread(target=self._do, args=(group, gate, batch), daemon=True).start()
 
-    def _do(self, group: Sequence[Resource], gate: str) -> None:
+    def _do(self, group: Sequence[Resource], gate: str, batch: str) -> None:
         keys = tuple(key_of(item) for item in group)
         try:
             failures = dict(self.work(group))
@@ -127,12 +137,13 @@ class _Flow:
             wrapped = LabError(f"{keys[0]}: unexpected {type(error).__name__}: {error}")
             wrapped.__cause__ = error
             failures = dict.fromkeys(keys, wrapped)
-        self.done.put(_Outcome(keys, failures, gate))
+        self.done.put(_Outcome(keys, failures, gate, batch))
 
     def _settle(self, outcome: _Outcome) -> None:
         self.running -= 1
         if outcome.gate in self.gates:
             self.gates[outcome.gate] += 1
+        self.busy.discard(outcome.batch)
         self.failures.update(outcome.failures)
         for key in outcome.keys:
             if key in outcome.failures:

@@ -56,7 +56,7 @@ class Resource(Protocol):
 class Batched(Protocol):
     """A resource class that handles many at once, for speed; each of the three may be there alone.
 
-    All answers are by name.
+    All answers are by name.  An item whose attribute `batched` is False is made alone all the same.
     """
 
     @classmethod

@@ -6,8 +6,9 @@ nodes may wait for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from labctl.errors import LabError
 from labctl.looks import PRESENT, Look, Owner
@@ -35,6 +36,21 @@ class Reach:
     record: NodeRecord
     timeout: float = 60.0  # seconds
     startup: str = ""
+
+    @property
+    def batched(self) -> bool:
+        """Whether there is nothing to wait for and nothing to run: such steps are done all at once."""
+        return self.record.tier == "container" and not self.record.inside and not self.startup
+
+    @classmethod
+    def make_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """For those that are `batched`: a container that was started runs commands already."""
+        return {}
+
+    @classmethod
+    def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """Nothing is left of any."""
+        return {}
 
     def make(self) -> list[str]:
         """Wait, then run the script.  Returns a sentence for each line of it that failed.
@@ -98,6 +114,11 @@ class Provision:
     record: NodeRecord
     steps: tuple[Script, ...]
 
+    @classmethod
+    def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """What they did goes with the nodes' files."""
+        return {}
+
     def make(self) -> None:
         """Run the steps.  Raises LabError with what the failing one said, TimedOut."""
         self._run(self.steps)
@@ -148,6 +169,21 @@ class ReadyWait:
     http: str = ""
     timeout: float = 60.0
     interval: float = 1.0
+
+    @property
+    def batched(self) -> bool:
+        """Whether there is no condition to wait for: such steps are done all at once."""
+        return not (self.port or self.http or self.command)
+
+    @classmethod
+    def make_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """For those that are `batched`: nothing to do."""
+        return {}
+
+    @classmethod
+    def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
+        """Nothing is left of any."""
+        return {}
 
     def make(self) -> None:
         """Wait.  Raises TimedOut with the last reason; nothing to do without a condition."""
