@@ -34,11 +34,12 @@ def probe(home: Home) -> Probe:
     """Ask the rooms below, by trying: each answer is kept per boot of the host."""
 
     def ask(tier: str, arch: str) -> Ability:
-        from labctl.hypervisor import probe as hypervisor
-        from labctl.lab import containers
-
         if tier == "container":
+            from labctl.lab import containers
+
             return containers.ability()
+        from labctl.hypervisor import probe as hypervisor
+
         if tier == "emulation":
             answer = hypervisor.probe_emulation(home, arch)
         elif tier == "hardware":
@@ -126,16 +127,18 @@ def images(
 
 def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> dict[str, str]:
     """The cached disk of each VM's image, in the size that the node asks for; made where missing."""
+    machines = [node for node in profile.nodes.values() if is_vm(node, chosen)]
+    if not machines:
+        return {}
     from labctl.image.disk import DEFAULT_BYTES, disk
     from labctl.image.store import Store
 
     store = Store(options.home.cache / "images")
     found: dict[str, str] = {}
-    for node in profile.nodes.values():
-        if is_vm(node, chosen):
-            ref, arch = node.image, arch_of(node, profile)
-            size = node.disk or DEFAULT_BYTES
-            found[node.name] = str(disk(store, store.resolve(ref, arch), options.home.cache, size))
+    for node in machines:
+        ref, arch = node.image, arch_of(node, profile)
+        size = node.disk or DEFAULT_BYTES
+        found[node.name] = str(disk(store, store.resolve(ref, arch), options.home.cache, size))
     return found
 
 
@@ -151,13 +154,16 @@ def kernels(
     profile: Profile, chosen: Mapping[str, Choice], options: Options, emit: Emit
 ) -> dict[tuple[str, str], KernelFacts]:
     """The kernels of all VMs with their initramfs, by (name or "", architecture)."""
+    machines = [node for node in profile.nodes.values() if is_vm(node, chosen)]
+    if not machines:
+        return {}
     from labctl.image import initramfs
     from labctl.image.kernels import DEFAULT_KERNELS, kernel
 
     found: dict[tuple[str, str], KernelFacts] = {}
-    for node in profile.nodes.values():
+    for node in machines:
         key = (kernel_of(node, profile), arch_of(node, profile))
-        if key in found or not is_vm(node, chosen):
+        if key in found:
             continue
         name = key[0] or DEFAULT_KERNELS.get(key[1], "")
         if not name:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from labctl.home import Home
-from labctl.hypervisor.daemon import LibvirtDaemon
 from labctl.lab import names
 from labctl.lab.addresses import Plan, Segment
 from labctl.looks import Owner
@@ -118,11 +117,14 @@ def hosts_text(node: Node, addresses: Plan) -> str:
 def _shared(lab: LabFacts, addresses: Plan, host: HostFacts) -> list[Resource]:
     """What belongs to no node: the folder, volumes, bridges, the firewall, the name server."""
     owner = lab.owner
-    found: list[Resource] = [LabFolder(owner=owner, name="lab", path=str(lab.folder))]
+    machines = any(c.tier != "container" and not c.skipped for c in host.choices.values())
+    found: list[Resource] = [LabFolder(owner=owner, name="lab", path=str(lab.folder), keys=machines)]
     for name in lab.profile.volumes:
         path = str(lab.folder / "volumes" / name)
         found.append(VolumeFolder(owner=owner, name=name, path=path, needs=("folder:lab",)))
     if lab.libvirt_home:
+        from labctl.hypervisor.daemon import LibvirtDaemon
+
         home = lab.libvirt_home
         found.append(LibvirtDaemon(owner=owner, home_state=str(home.state), home_cache=str(home.cache)))
     if any(c.tier == "container" and not c.skipped for c in host.choices.values()):

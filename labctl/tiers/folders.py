@@ -14,7 +14,10 @@ from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 
 @dataclass(frozen=True, kw_only=True)
 class LabFolder:
-    """The lab's folder with its SSH key pair; everything of the lab that is a file lies under it."""
+    """The lab's folder; everything of the lab that is a file lies under it.
+
+    With `keys` it holds the SSH key pair that opens the lab's machines; containers need none.
+    """
 
     kind: ClassVar[str] = "folder"
     owner: Owner
@@ -23,6 +26,7 @@ class LabFolder:
     node: str = ""
     needs: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    keys: bool = True
 
     @property
     def key_file(self) -> Path:
@@ -41,7 +45,7 @@ class LabFolder:
             mark.write_text(self._mark())
             for part in ("ssh", "nodes", "net", "run", "volumes"):
                 Path(self.path, part).mkdir(exist_ok=True, mode=0o700 if part == "ssh" else 0o711)
-            if not self.key_file.exists():
+            if self.keys and not self.key_file.exists():
                 write_key_pair(self.key_file, f"labctl {self.owner.lab}")
         except OSError as error:
             raise LabError(f"cannot write {self.path}: {error.strerror}", hint="is the disk full?") from error
@@ -53,7 +57,16 @@ class LabFolder:
         """Whether the folder and its key are there."""
         if not Path(self.path).is_dir():
             return ABSENT
-        return PRESENT if self.key_file.exists() else Look(Presence.BROKEN, "the lab's SSH key is gone")
+        if self.keys and not self.key_file.exists():
+            return Look(Presence.BROKEN, "the lab's SSH key is gone")
+        return PRESENT
+
+    def change(self, old: LabFolder) -> bool:
+        """Keys are added to a folder that is there."""
+        if old.path != self.path:
+            return False
+        self.make()
+        return True
 
     def unmake(self) -> None:
         """Remove the tree.  Raises LabError when something in it is still mounted or can't be removed."""
