@@ -1,0 +1,276 @@
+"""The half of `labctl.guest.inside` that runs in the virtual machine, next to the runtime.
+
+Standard library only, any Python from 3.9 on.  `main` takes an operation; what it is told comes as JSON on
+standard input (for exec, tree and logs as its second argument), its answer is JSON on standard output.
+One process does all of one kind for all containers: to start Python costs an emulated machine a third of
+a second.
+"""
+
+# Bare paths here, as in the runtime: importing pathlib costs an emulated machine a tenth of a second.
+# ruff: noqa: PTH103, PTH104, PTH112, PTH118, PTH119, PTH120, PTH123
+
+from __future__ import annotations
+
+import os
+import sys
+
+from labctl.runtime import jsonio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO, Any
+
+    from labctl.runtime.client import KeeperClient
+
+ROOT = "/run/labctl/inside"  # on a tmpfs: what the containers are now is gone with a reboot
+BASE = "/var/lib/labctl"
+NO_CONTAINER = 254  # exit code for "the container can't be entered"; the reason is the answer's error
+REASON = "labctl-inside: "  # how such a reason begins on standard error
+_BLOCK = 1 << 16
+_LAUNCH_SECONDS = 120.0
+_POLL_SECONDS = 0.2
+
+
+def _client() -> KeeperClient:
+    from pathlib import Path
+
+    from labctl.runtime.client import KeeperClient
+
+    return KeeperClient(Path(ROOT))
+
+
+def make(request: dict[str, Any]) -> dict[str, str]:
+    """Start containers: their folders, networks, and the keeper's batch; name → error text."""
+    from labctl.linux import netnode
+    from labctl.linux.netnode import Nic, Node
+    from labctl.runtime.client import Launch
+
+    client = _client()
+    there = client.states()
+    items = [item for item in request["items"] if _is_wanted(there.get(item["name"]))]
+    client.delete([item["name"] for item in items if item["name"] in there])
+    nodes = []
+    for item in items:
+        net = dict(item["net"])
+        net["nics"] = tuple(Nic(**dict(nic, addresses=tuple(nic["addresses"]))) for nic in net["nics"])
+        net["routes"] = tuple(tuple(route) for route in net["routes"])
+        net["sysctls"] = tuple(tuple(pair) for pair in net["sysctls"])
+        nodes.append(Node(**net))
+    for path in {os.path.dirname(path) for node in nodes for path in (node.path, node.userns)} - {""}:
+        os.makedirs(path, exist_ok=True)
+    failures = {key: f"its network: {error}" for key, error in netnode.make_nodes(nodes).items()}
+    ready = []
+    for item in items:
+        if item["name"] not in failures:
+            try:
+                _write(item)
+                ready.append(Launch(item["name"], item["folder"]))
+            except OSError as error:
+                failures[item["name"]] = f"cannot write {error.filename or item['folder']}: {error.strerror}"
+    failures.update(client.launch(ready, _LAUNCH_SECONDS) if ready else {})
+    return {name: text for name, text in failures.items() if text}
+
+
+def _is_wanted(state: Any) -> bool:
+    return state is None or state.status == "stopped"
+
+
+def _write(item: dict[str, Any]) -> None:
+    base = item["folder"]
+    for part in ("etc", "log", "upper", "work", "seed"):
+        os.makedirs(os.path.join(base, part), exist_ok=True)
+    for path, text in item["files"].items():
+        _text(os.path.join(base, "etc", os.path.basename(path)), text)
+    _text(os.path.join(base, "config.json"), item["config"])
+
+
+def _text(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def remove(request: dict[str, Any]) -> dict[str, str]:
+    """End containers and remove all that is theirs; name → error text."""
+    import shutil
+
+    from labctl.linux import netnode
+    from labctl.linux.netnode import Nic, Node
+
+    items = {item["name"]: item for item in request["items"]}
+    failures = {name: text for name, text in _client().delete(list(items)).items() if text}
+    nodes = [
+        Node(
+            key=name,
+            path=item["net"]["path"],
+            userns=item["net"]["userns"],
+            nics=tuple(Nic(**dict(nic, addresses=())) for nic in item["net"]["nics"]),
+        )
+        for name, item in items.items()
+        if name not in failures
+    ]
+    failures.update({key: str(error) for key, error in netnode.unmake_nodes(nodes).items()})
+    for name, item in items.items():
+        if name not in failures and os.path.lexists(item["folder"]):
+            try:
+                shutil.rmtree(item["folder"])
+            except OSError as error:
+                failures[name] = f"cannot remove {error.filename}: {error.strerror}"
+    return failures
+
+
+def keep(request: dict[str, Any]) -> Any:
+    """The keeper's operations that need no more: see labctl.runtime.command_keep."""
+    import dataclasses
+
+    client, operation = _client(), request["operation"]
+    if operation == "states":
+        return {name: dataclasses.asdict(one) for name, one in client.states().items()}
+    if operation == "stats":
+        return {name: dataclasses.asdict(one) for name, one in client.stats(request["ids"]).items()}
+    if operation == "stop":
+        return client.stop(request["ids"], timeout=float(request["timeout"]))
+    if operation == "pause":
+        return client.pause(request["ids"])
+    return client.resume(request["ids"])
+
+
+def xattrs(request: dict[str, Any]) -> dict[str, str]:
+    """Set attributes of files, which busybox's tar does not know: rows of path, name and hex digits."""
+    for path, name, value in request["rows"]:
+        os.setxattr(os.path.join(request["folder"], path), name, bytes.fromhex(value), follow_symlinks=False)
+    return {}
+
+
+def seed(request: dict[str, Any], source: IO[bytes]) -> dict[str, str]:
+    """Lay a tar out as the folder that lies over the image's layers; once in the container's life."""
+    import shutil
+    import tarfile
+
+    place = request["folder"]
+    if os.path.isdir(place):
+        return {}
+    fresh = place + ".new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    os.makedirs(fresh)
+    with tarfile.open(fileobj=source, mode="r|") as tar:
+        # Our own archive of the person's own files: links may point anywhere, as they do in an image.
+        trusted: Any = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
+        tar.extractall(fresh, numeric_owner=True, **trusted)
+    os.rename(fresh, place)
+    return {}
+
+
+def execute(request: dict[str, Any]) -> int:
+    """Run a command in a container: its exit code."""
+    from labctl.runtime.client import state_of
+    from labctl.runtime.errors import ContainerError
+    from labctl.runtime.execute import exec_in
+
+    try:
+        state = state_of(ROOT, request["id"])
+        if state.status not in ("running", "created"):
+            return _cannot(f"is {state.status}")
+        return exec_in(
+            state,
+            request["argv"],
+            env=request.get("env"),
+            cwd=request.get("cwd"),
+            user=request.get("user"),
+            tty=bool(request.get("tty")),
+            timeout=request.get("timeout"),
+        )
+    except TimeoutError:
+        return 137
+    except (ContainerError, OSError) as error:
+        return _cannot(str(error))
+
+
+def _cannot(text: str) -> int:
+    sys.stderr.write(f"{REASON}{text}\n")
+    return NO_CONTAINER
+
+
+def tree(request: dict[str, Any]) -> int:
+    """Look at, pack or unpack files as the container sees them: see labctl.guest.trees."""
+    from labctl.guest import trees
+    from labctl.runtime.client import state_of
+    from labctl.runtime.errors import ContainerError
+
+    try:
+        state = state_of(ROOT, request["id"])
+    except ContainerError as error:
+        return _cannot(str(error))
+    if not state.pid:
+        return _cannot(f"is {state.status}")
+    return trees.main([str(state.pid), *request["words"]])
+
+
+def logs(request: dict[str, Any]) -> int:
+    """What a container's command wrote, as frames: "o" or "e", eight hex digits of length, the bytes."""
+    import time
+
+    from labctl.runtime.client import state_of
+    from labctl.runtime.errors import NotFoundError
+
+    out = sys.stdout.buffer
+    try:
+        bundle = state_of(ROOT, request["id"]).bundle
+    except NotFoundError as error:
+        return _cannot(str(error))
+    files = []
+    for name in request["streams"]:
+        try:
+            file = open(os.path.join(bundle, "log", name), "rb")  # noqa: SIM115 - ends with us
+        except FileNotFoundError:
+            continue
+        files.append((b"e" if name == "stderr" else b"o", file))
+        if request["tail"] is not None:
+            _frame(out, files[-1][0], b"".join(_tail(file, request["tail"])))
+    while True:
+        try:
+            ended = not request["follow"] or state_of(ROOT, request["id"]).status == "stopped"
+        except NotFoundError:
+            ended = True
+        for mark, file in files:
+            while chunk := file.read(_BLOCK):
+                _frame(out, mark, chunk)
+        out.flush()
+        if ended:
+            return 0
+        time.sleep(_POLL_SECONDS)
+
+
+def _tail(file: IO[bytes], lines: int) -> Iterator[bytes]:
+    from collections import deque
+
+    return iter(deque(file, maxlen=max(lines, 0)))
+
+
+def _frame(out: IO[bytes], mark: bytes, data: bytes) -> None:
+    for start in range(0, len(data), _BLOCK):
+        part = data[start : start + _BLOCK]
+        out.write(mark + b"%08x" % len(part) + part)
+
+
+_ANSWERS = {"make": make, "remove": remove, "keep": keep, "xattrs": xattrs}
+_STREAMS = {"exec": execute, "tree": tree, "logs": logs}
+
+
+def main(words: list[str]) -> int:
+    """OPERATION [JSON].  Exit code 1 and {"error": TEXT} when it fails."""
+    from labctl.runtime.errors import ContainerError
+
+    operation, *rest = words
+    if operation in _STREAMS:
+        return _STREAMS[operation](jsonio.loads(rest[0]))
+    try:
+        if operation == "seed":
+            answer: Any = seed(jsonio.loads(rest[0]), sys.stdin.buffer)
+        else:
+            answer = _ANSWERS[operation](jsonio.loads(sys.stdin.read()))
+        code = 0
+    except (ContainerError, OSError, ValueError) as error:
+        answer, code = {"error": str(error)}, 1
+    sys.stdout.write(jsonio.dumps(answer) + "\n")
+    return code
