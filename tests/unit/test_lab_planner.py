@@ -1,4 +1,4 @@
-"""From a profile and the facts of a host to a graph: the shipped profiles' plans, and which tier runs where."""
+"""From a profile and the facts of a host to a graph: plans of the shipped profiles, and which tier runs."""
 
 from __future__ import annotations
 
