@@ -38,6 +38,12 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def start_stack(pid: int) -> int:
+    """Where the process's stack begins: execve(2) changes it.  0 for a zombie and for one that is gone."""
+    fields = stat_fields(pid)
+    return int(fields[25]) if fields else 0
+
+
 def state(pid: int) -> str | None:
     """One letter (R S D Z T …), or None."""
     fields = stat_fields(pid)

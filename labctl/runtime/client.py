@@ -152,12 +152,15 @@ class KeeperClient:
         if sock is None:
             if not start:
                 return None
-            self._start()
             end = time.monotonic() + _START_SECONDS
-            while (sock := self._connect()) is None:
+            while sock is None:
                 if time.monotonic() > end:
                     raise ContainerError(f"keeper of {self.root} does not answer")
-                time.sleep(0.005)
+                # Again and again: a child of a keeper that was killed holds its lock for a moment.
+                self._start()
+                sock = self._connect()
+                if sock is None:
+                    time.sleep(0.01)
         with contextlib.closing(sock):
             sock.settimeout(timeout)
             try:
@@ -166,10 +169,10 @@ class KeeperClient:
                 parts = []
                 while part := sock.recv(65536):
                     parts.append(part)
-            except TimeoutError:
-                raise ContainerError(f"keeper of {self.root} gave no answer within {timeout:g} s") from None
             except (BrokenPipeError, ConnectionResetError):
                 parts = []
+            except OSError as error:  # before Python 3.10 a socket's timeout is no TimeoutError
+                raise ContainerError(f"keeper of {self.root}, waited {timeout:g} s: {error}") from error
         if not parts:
             raise KeeperGone(f"the keeper of {self.root} died while it worked")
         answer: dict[str, Any] = json.loads(b"".join(parts))
@@ -183,25 +186,41 @@ class KeeperClient:
         """Start containers in one batch: id → error text ("" = it runs).
 
         One that runs already is fine; one that has ended is started anew with its upper layer as it is.  A
-        keeper that dies meanwhile is replaced once.  Raises ContainerError when there can be none.
+        keeper that dies meanwhile is replaced, twice.  Raises ContainerError when there can be none.
         """
         rows = [[item.id, str(Path(item.bundle).absolute())] for item in items]
         request = {"op": "launch", "items": rows, "timeout": timeout}
-        try:
-            answer = self._ask(request, timeout + 15.0, start=True)
-        except KeeperGone:
-            answer = self._ask(request, timeout + 15.0, start=True)
-        errors: dict[str, str] = (answer or {})["errors"]
+        for left in (2, 1, 0):
+            try:
+                answer = self._ask(request, timeout + 15.0, start=True) or {}
+                break
+            except KeeperGone:
+                if not left:
+                    raise
+        errors: dict[str, str] = answer["errors"]
         return errors
 
     def close(self) -> None:
-        """End the keeper, unless a container still runs; no keeper is fine."""
-        with contextlib.suppress(KeeperGone):
-            self._ask({"op": "close"}, 10.0)
+        """End the keeper, unless a container still runs; no keeper is fine.  Returns when it has ended."""
+        pid = self.keeper_pid()
+        fd = pidfds.open_pid(pid) if pid else -1
+        if fd < 0:
+            return
+        try:
+            with contextlib.suppress(KeeperGone):
+                answer = self._ask({"op": "close"}, 10.0)
+                if answer and answer["left"]:
+                    return
+            pidfds.ended(fd, 5.0)
+        finally:
+            os.close(fd)
 
     def keeper_pid(self) -> int:
         """The keeper's pid, 0 when there is none."""
-        answer = self._ask({"op": "ping"}, 10.0)
+        try:
+            answer = self._ask({"op": "ping"}, 10.0)
+        except KeeperGone:
+            return 0
         return int(answer["pid"]) if answer else 0
 
     # -- what doesn't

@@ -161,10 +161,13 @@ def run(words: list[str], context: Context) -> int:
     config, _ = spec.load(job.bundle)
     _check_terminal(config, given.text("console_socket"), detached=detached)
     store = Store(context.root)
+    early: list[int] = []
+    if not detached:
+        forward_signals(early.append)  # one that comes before there is a container waits for it
     _launch(store, job, "run", given)
     if detached:
         return 0
-    code = _foreground(job)
+    code = _foreground(job, early)
     actions.record_exit(store, id_, code)
     if not given.flag("keep"):
         failed = actions.delete(store, [id_], Layout.detect(), force=True)[id_]
@@ -173,12 +176,14 @@ def run(words: list[str], context: Context) -> int:
     return code
 
 
-def _foreground(job: Job) -> int:
-    """Forward signals, join the terminal, wait: the exit code."""
+def _foreground(job: Job, early: list[int]) -> int:
+    """Forward signals, those that came early first; join the terminal; wait: the exit code."""
     from labctl.runtime.execute import ExecProcess, relay
 
     running = ExecProcess(job.pid, job.pidfd, job.console)
     forward_signals(running.kill)
+    for number in early:
+        running.kill(number)
     if job.console >= 0:
         return relay(running, 0, 1)
     return running.wait()

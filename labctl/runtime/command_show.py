@@ -73,7 +73,7 @@ def show_list(words: list[str], context: Context) -> int:
         ]
         widths = [max(9, *(len(row[column]) for row in table)) + 3 for column in range(6)]
         for row in table:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            cells = [cell.ljust(widths[column]) for column, cell in enumerate(row)]
             sys.stdout.write("".join(cells).rstrip() + "\n")
     else:
         raise ContainerError("invalid format option")

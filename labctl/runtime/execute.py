@@ -189,16 +189,21 @@ def spawn_in(
     theirs.close()
     os.close(entrance)
     pid, master = 0, -1
+    failure: ContainerError | None = None
     try:
+        # To the very end: an error may come before the pid, and an unreaped child would keep the
+        # container's pid namespace, and so its first process, from ever ending.
         while True:
             message, fds = ours.receive(_START_SECONDS)
             if message is None:
                 break
             if "error" in message:
-                raise ContainerError(message["error"], code=message.get("code", 1))
+                failure = ContainerError(message["error"], code=message.get("code", 1))
             pid = message.get("pid", pid)
             if message.get("console"):
                 master = fds[0]
+        if failure is not None:
+            raise failure
         if not pid:
             raise ContainerError("the process that enters the container died")
     except (ContainerError, OSError, TimeoutError):
@@ -284,7 +289,7 @@ def _inside(
 def _spread(stdio: tuple[int, int, int]) -> list[tuple[int, int]]:
     """(descriptor, number) such that no dup2 overwrites one that is needed later."""
     safe = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in stdio]
-    return list(zip(safe, (0, 1, 2), strict=False))
+    return [(fd, number) for number, fd in enumerate(safe)]
 
 
 def exec_in(

@@ -126,7 +126,7 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
         root, sysfs = fds[0], fds[1] if message["sysfs"] else -1
         binds = fds[2 if message["sysfs"] else 1 :]
         builder = RootBuilder(config, root, binds, sysfs, plan.cgroups, userns=plan.userns)
-        builder.build()
+        builder.build(message["state"]["bundle"])
         if (hooks_ := (config.get("hooks") or {}).get("createContainer")) is not None:
             from labctl.runtime.hooks import run_all
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SOCKET = "keeper.sock"
 LOCK = "keeper.lock"
 _IDLE = 10.0  # seconds between looks at whether the root folder is still there
+_SETUP_SECONDS = 10.0  # seconds that a container's setting up may take after its parent's death
 _STATUS_WAIT = 10.0  # seconds that an orphan's own reaper may take to reap it
 
 
@@ -83,6 +84,10 @@ class Keeper:
                     actions.record_exit(self.store, id_, None)
                 continue
             if document.get("status") == "creating":
+                if not _becomes(document, fd):
+                    os.close(fd)
+                    actions.record_exit(self.store, id_, None)
+                    continue
                 document.update(status="running", started=document.get("created"))
                 self.store.write(id_, document)
             self.adopted[fd] = id_
@@ -203,6 +208,20 @@ class Keeper:
                 os.close(job.pidfd)
         self.reap()
         return errors
+
+
+def _becomes(document: dict[str, Any], pidfd: int) -> bool:
+    """Wait for a process whose parent died while it was being made: it becomes its program, or ends.
+
+    One that had not been told to go ends at once; one that hangs in its own setting up is killed.
+    """
+    end = time.monotonic() + _SETUP_SECONDS
+    while not state.has_become(document):
+        if pidfds.ended(pidfd, 0.002):
+            return False
+        if time.monotonic() > end:
+            pidfds.send(pidfd, 9)
+    return True
 
 
 def main(root: str) -> None:

@@ -143,6 +143,7 @@ class Job:
         finally:
             child.close()
         self.document["start_ticks"] = proc.start_ticks(self.pid)
+        self.document["start_stack"] = proc.start_stack(self.pid)
 
     def _spawn_by_middle(self, spaces: dict[str, str], flags: int, child: Channel) -> None:
         """A user namespace by path: a process in between enters it, and the container is our child still."""

@@ -61,14 +61,19 @@ class RootBuilder:
         self.cgroups = cgroups
         self.userns = userns
 
-    def build(self) -> None:
-        """All mounts, devices and links; the old root is still "/" afterwards."""
+    def build(self, bundle: str) -> None:
+        """All mounts, devices and links; the old root is still "/" afterwards.
+
+        The root is attached where the bundle has it, since hooks look for it there; where a user namespace
+        may not go there, or an overlay has no such place, on a folder that any system has.
+        """
         rootfs = self.linux.get("rootfsPropagation") or "rprivate"
         flags = Options([rootfs]).propagation or [sc.MS_PRIVATE | sc.MS_REC]
         # A shared root would send our mounts to the host: first cut, then as asked for the new root alone.
         hold = sc.MS_SLAVE if flags[0] & (sc.MS_SLAVE | sc.MS_SHARED) else sc.MS_PRIVATE
         sc.mount(None, "/", None, hold | sc.MS_REC)
-        place = next(path for path in ("/tmp", "/mnt", "/root", "/") if os.path.isdir(path))
+        own = os.path.join(bundle, (self.config.get("root") or {}).get("path") or "")
+        place = next(path for path in (own, "/mnt", "/tmp", "/") if os.path.isdir(path))
         sc.move_mount(self.detached, sc.AT_FDCWD, place, "root file system")
         os.fchdir(self.detached)
         self.root = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -143,12 +143,21 @@ def running_pid(document: Document) -> int:
     return 0
 
 
+def has_become(document: Document) -> bool:
+    """Whether the first process has become its program: execve gives it another stack."""
+    now = proc.start_stack(running_pid(document) or 0)
+    return now not in (0, document.get("start_stack"))
+
+
 def status(store: Store, document: Document, layout: Layout | None = None) -> str:
     """creating, created, running, paused or stopped, as the kernel says it now."""
-    if not running_pid(document):
+    pid = running_pid(document)
+    if not pid:
         return "stopped"
     if os.path.exists(f"{store.folder(document['id'])}/exec.fifo"):
-        return "created"
+        return "created" if document.get("status") != "creating" else "creating"
+    if document.get("status") == "creating" and not has_become(document):
+        return "creating"
     if layout is not None and document.get("cgroup") and cgroup_of(document, layout).frozen():
         return "paused"
     return "running"

@@ -131,7 +131,9 @@ class Rig:
 
     def leftovers(self) -> list[str]:
         """What a removed lab must not leave: cgroups, mounts, processes, state."""
-        found = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/labctl/{self.instance}")]
+        roots = {self.layout.v2, *self.layout.v1.values()} - {""}
+        places = [Path(root, "labctl", self.instance) for root in roots]
+        found = [str(path) for path in places if path.exists()]
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         found += [line for line in mounts if str(self.folder) in line]
         for path in Path("/proc").glob("[0-9]*/cgroup"):
@@ -144,8 +146,9 @@ class Rig:
         return found + self.client.store.ids()
 
     def close(self) -> None:
-        self.client.delete(self.client.store.ids())
+        errors = self.client.delete(self.client.store.ids())
         self.client.close()
+        assert not any(errors.values()), errors
         assert self.leftovers() == []
 
 

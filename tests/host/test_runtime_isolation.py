@@ -154,6 +154,20 @@ def test_a_prepared_network_that_its_user_namespace_owns(rig: Rig) -> None:
         namespaces.unpin(user)
 
 
+def test_a_network_that_the_host_owns_still_serves_port_80(rig: Rig) -> None:
+    net = str(rig.folder / "net")
+    namespaces.pin(net, "network")
+    try:
+        rig.start("one", netns=net)
+        assert rig.sh("one", "ls /sys/class/net") == "lo"
+        assert rig.sh("one", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start") == "0"
+        script = "nc -l -p 80 </dev/null >/dev/null 2>&1 & sleep 0.3; kill -0 $! && kill $! && echo serves"
+        assert rig.sh("one", script) == "serves"
+    finally:
+        rig.client.delete(["one"])
+        namespaces.unpin(net)
+
+
 def test_users_by_name_with_their_groups(rig: Rig) -> None:
     rig.start("one", "id; pwd; echo $HOME; umask; exec sleep 1000", user="web", cwd="/srv/new", umask=0o27)
     said = rig.wait_for_output("one", "0027")
