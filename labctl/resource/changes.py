@@ -79,6 +79,8 @@ def _judge(
         return Action.REPLACE, look.detail or look.presence.value
     if row.state != "made":
         return Action.MAKE, "was not finished"
-    if follows(resource) and (again := [need for need in resource.needs if need in redo]):
+    # A change in place starts nothing anew; where it turns into a replacement, this is replaced with it.
+    again = [need for need in resource.needs if redo.get(need) in (Action.MAKE, Action.REPLACE)]
+    if again and follows(resource):
         return Action.MAKE, f"{again[0]} is made again"
     return Action.KEEP, ""

@@ -85,18 +85,21 @@ def apply(
         ledger.intend(lab, fresh, nodes=nodes, claims=claims)
     faults.point("intent:after")
     step = _Steps(ledger, lab.id, emit)
-    replaced = step.change_in_place(doing, rows, graph)
+    late = _late(doing, graph)
+    replaced = step.change_in_place([c for c in doing if c.key not in late], rows, graph)
+    late -= replaced
     leaving = [rows[c.key] for c in doing if c.action is Action.REMOVE or c.key in replaced]
     failures = step.unmake(leaving)
     if not failures:
         if replaced:
             ledger.intend(lab, [_row(lab.id, graph[key], ledger.boot) for key in replaced])
-        made = {c.key for c in doing if c.action is Action.MAKE} | replaced
+        made = {c.key for c in doing if c.action is Action.MAKE} | replaced | late
         before = {key_of(item): graph.before(key_of(item)) for item in graph}
-        failures = step.make([item for item in graph if key_of(item) in made], _reach(before, made))
+        old = {key: rows[key] for key in late}
+        failures = step.make([item for item in graph if key_of(item) in made], _reach(before, made), old)
     if failures:
         raise Failures(f"{len(failures)} of {len(doing)} steps failed", list(failures.values()))
-    return Applied(tuple(todo), time.monotonic() - began)
+    return Applied(tuple(_told(todo, replaced, graph)), time.monotonic() - began)
 
 
 def destroy(ledger: Ledger, lab: str, emit: Emit) -> dict[str, LabError]:
@@ -126,6 +129,31 @@ def _row(lab: str, item: Resource, boot: str) -> Row:
         0,
         "",
     )
+
+
+def _told(todo: Sequence[Change], replaced: set[str], graph: Graph) -> list[Change]:
+    """The changes as they came about: one that was not possible in place has replaced what needs it too."""
+    told: list[Change] = []
+    for change in todo:
+        if change.key in replaced and change.action in (Action.CHANGE, Action.KEEP):
+            reason = change.reason
+            if not reason:
+                reason = next(f"{need} is replaced" for need in graph[change.key].needs if need in replaced)
+            change = replace(change, action=Action.REPLACE, reason=reason)
+        told.append(change)
+    return told
+
+
+def _late(doing: Sequence[Change], graph: Graph) -> set[str]:
+    """The changes in place that must wait for something they need and that is still to be made, such as
+    a name server told of a new bridge.  What others need is replaced with them, and never late."""
+    made = {change.key for change in doing if change.action is Action.MAKE}
+    needed = {need for item in graph for need in item.needs}
+    return {
+        change.key
+        for change in doing
+        if change.action is Action.CHANGE and change.key not in needed and made & set(graph[change.key].needs)
+    }
 
 
 def _reach(before: Mapping[str, Iterable[str]], chosen: set[str]) -> dict[str, set[str]]:
@@ -191,10 +219,18 @@ class _Steps:
             self.emit(StepDone(self.lab, verb, item.kind, item.name, item.node, time.monotonic() - began))
         return answer
 
-    def make(self, items: Sequence[Resource], before: Mapping[str, Iterable[str]]) -> dict[str, LabError]:
-        """Make the items in their order."""
+    def make(
+        self, items: Sequence[Resource], before: Mapping[str, Iterable[str]], late: Mapping[str, Row]
+    ) -> dict[str, LabError]:
+        """Make the items in their order; those of `late` (key → row) are there and are only changed."""
 
         def work(group: Sequence[Resource]) -> Mapping[str, LabError]:
+            if row := late.get(key_of(group[0])):
+                if self._changed(group[0], row, set()):
+                    return {}
+                self.ledger.intend(self._lab_row(), [_row(self.lab, group[0], self.ledger.boot)])
+                if failures := self._group("unmake", [load(row)])[1]:
+                    return failures
             seconds, failures = self._group("make", group)
             failed = {key: (seconds, error.message) for key, error in failures.items()}
             made = {key_of(item): (seconds, "") for item in group if key_of(item) not in failures}
@@ -205,7 +241,10 @@ class _Steps:
             faults.point(f"made:{key_of(group[0])}")
             return failures
 
-        return flow.run(items, before, work, batches=_makes_many).failures
+        def batches(item: Resource) -> bool:
+            return _makes_many(item) and key_of(item) not in late
+
+        return flow.run(items, before, work, batches=batches).failures
 
     def unmake(self, rows: Sequence[Row]) -> dict[str, LabError]:
         """Unmake rows in reverse order; keeps going after a failure."""

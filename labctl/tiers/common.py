@@ -39,7 +39,10 @@ def record_of(facts: NodeFacts, **more: Any) -> NodeRecord:
         skipped=facts.choice.skipped,
         remedy=facts.choice.remedy,
         interfaces=interfaces,
-        ports=tuple(PortRecord(str(p.proto), p.host_ip, p.host_port, p.node_port) for p in node.ports),
+        ports=tuple(
+            PortRecord(str(p.proto), p.host_ip, host_port, p.node_port)
+            for p, host_port in zip(node.ports, facts.ports, strict=True)
+        ),
         folder=str(lab.node_folder(node.name)),
         env=facts.env,
         workdir=facts.workdir,

@@ -1,4 +1,4 @@
-"""From a profile and the facts of a host to a graph: plans of the shipped profiles, and which tier runs."""
+"""From a profile and the facts of a host to a graph: the plans of shipped profiles, and tiers chosen."""
 
 from __future__ import annotations
 
