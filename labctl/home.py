@@ -42,6 +42,15 @@ class Home:
         """The SQLite file that names every object labctl made."""
         return self.state / "ledger.db"
 
+    def used(self) -> bool:
+        """Whether a ledger is there.  Raises LabError when the folder can't be looked into."""
+        try:
+            return self.ledger.exists()
+        except OSError as error:
+            raise LabError(
+                f"cannot read {self.state}: {error.strerror}", hint="run as root, or set LABCTL_HOME"
+            ) from error
+
     def lab(self, lab_id: str) -> Path:
         """The folder of one lab: keys, node disks, logs, sockets."""
         return self.state / "labs" / lab_id

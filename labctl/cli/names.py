@@ -34,7 +34,7 @@ class Names:
     @classmethod
     def read(cls, home: Home) -> Names:
         """Read the ledger; no ledger means no labs, and none is made."""
-        if not home.ledger.exists():
+        if not home.used():
             return cls({})
         from labctl.resource.ledger import Ledger
 

@@ -17,7 +17,7 @@ def down(name: str | None, options: Options, emit: Emit = silent) -> dict[str, l
     Returns {"labs": names taken down}.  Raises Busy, and Failures naming what could not be removed;
     the ledger keeps that, so that another `down` goes on there.
     """
-    if not options.home.ledger.exists():
+    if not options.home.used():
         return {"labs": []}
     gone: list[str] = []
     failures: list[LabError] = []

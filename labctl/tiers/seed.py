@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -167,16 +168,21 @@ def _look_up(base: str, name: str, layers: Sequence[str]) -> tuple[int, int]:
 
 def extract(seed: Seed, dest: Path, layers: Sequence[str]) -> None:
     """Lay the seed out as a tree below `dest`, with owners and modes.  Raises LabError, UsageError."""
-    archive = dest.with_name(dest.name + ".tar")
-    write_tar(seed, archive, layers)
+    archive, fresh = dest.with_name(dest.name + ".tar"), dest.with_name(dest.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
     try:
+        write_tar(seed, archive, layers)
+        fresh.mkdir()
         with tarfile.open(archive) as tar:
             # Our own archive of the person's own files: links may point anywhere, as they do in an image.
             # (The filter's name is unknown to Debian 12's Python 3.11.2, and trust is the default there.)
             known = hasattr(tarfile, "fully_trusted_filter")
             trust: dict[str, Any] = {"filter": "fully_trusted"} if known else {}
-            tar.extractall(dest, numeric_owner=True, **trust)
+            tar.extractall(fresh, numeric_owner=True, **trust)
+        # Whole or not at all: after a kill in the middle nobody takes a half tree for the whole one.
+        fresh.replace(dest)
     except (OSError, tarfile.TarError) as error:
-        raise LabError(f"cannot lay out the files below {dest}: {error}") from error
+        raise LabError(f"cannot lay out the files below {dest}: {error}", hint="is the disk full?") from error
     finally:
         archive.unlink(missing_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from labctl.home import Home
+from tests.e2e.labs import CONTAINERS as NEEDED
+from tests.e2e.labs import shared_cache
 
 CONTAINERS = """
 name: crash
@@ -29,11 +31,11 @@ SPECTRUM = """
 name: crash
 defaults: {image: micro, command: exec sleep 1000}
 nodes:
-  vm: {tier: emulation, memory: 128MiB}
-  box: {provision: ["true"]}
+  vm: {tier: emulation, memory: 128MiB, networks: [lan, back]}
+  box: {networks: [lan], ports: ["80"], provision: ["true"]}
+  other: {networks: [back]}
+networks: {lan: {}, back: {}}
 """
-
-NEEDED = ("root", "netns", "overlay", "cgroup", "userns", "idmap", "nft", "dnsmasq")
 
 
 class Crash:
@@ -57,27 +59,27 @@ class Crash:
         done = self.run(verb, fault)
         assert done.returncode == 0, f"{verb}: {done.stderr}"
 
+    def gone(self) -> None:
+        """Take it down, whatever there is of it: the ledger knows of nothing any more."""
+        self.good("down")
+        ledger = sqlite3.connect(self.home.ledger)
+        try:
+            for table in ("labs", "resources", "nodes", "claims"):
+                assert ledger.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+        finally:
+            ledger.close()
+
     def points(self, verb: str, log: Path) -> list[str]:
         self.good("up", f"log:{log}" if verb == "up" else "")
         self.good("down", f"log:{log}" if verb == "down" else "")
         return log.read_text().splitlines()
 
 
-def cached(home: Home) -> None:
-    """Images and kernels are made once for all homes of this run."""
-    shared = Path(os.environ.get("LABCTL_TEST_CACHE", "/var/cache/labctl-tests"))
-    shared.mkdir(parents=True, exist_ok=True)
-    if home.cache.is_dir():
-        shutil.rmtree(home.cache)
-    home.cache.parent.mkdir(parents=True, exist_ok=True)
-    home.cache.symlink_to(shared)
-
-
 def killed_everywhere(
     home: Home, tmp_path: Path, text: str, verb: str, since: Callable[[], list[str]]
 ) -> int:
     """Kill `verb` at each of its points in turn; the number of points."""
-    cached(home)
+    shared_cache(home)
     profile = tmp_path / "crash.yaml"
     profile.write_text(text)
     crash = Crash(home, profile)
@@ -88,18 +90,17 @@ def killed_everywhere(
         done = crash.run(verb, f"kill:{number}")
         if done.returncode == 0 and number > len(points) * 3 // 4:
             # Steps that happened to be done in one batch this time pass fewer points.
-            crash.good("down")
+            crash.gone()
             assert since() == []
             break
         assert done.returncode == -9, f"{point}: ended with {done.returncode}: {done.stderr}"
-        crash.good("down")
+        crash.gone()
         assert since() == [], f"killed {verb} at point {point}"
     print(f"{verb}: {len(points)} kill points, 0 leftovers")
     return len(points)
 
 
 @pytest.mark.needs(*NEEDED)
-@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("verb", ["up", "down"])
 def test_containers_survive_no_kill(
