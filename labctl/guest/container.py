@@ -17,7 +17,7 @@ from typing import IO
 from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest import copying
 from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream
-from labctl.guest.pipes import standard_streams
+from labctl.guest.pipes import collect, standard_streams
 
 _LOOK_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -120,12 +120,7 @@ class ContainerMachine:
         timeout: float | None = None,
     ) -> Completed:
         """See `Executes.run`."""
-        out, err = io.BytesIO(), io.BytesIO()
-        source = io.BytesIO(input) if input else None
-        code = self.exec(
-            argv, stdin=source, stdout=out, stderr=err, env=env, cwd=cwd, user=user, timeout=timeout
-        )
-        return Completed(code, out.getvalue(), err.getvalue())
+        return collect(self.exec, argv, input, env=env, cwd=cwd, user=user, timeout=timeout)
 
     def copy_in(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_in`."""
@@ -166,6 +161,10 @@ class ContainerMachine:
             pids=found.pids,
             oom_kills=found.oom_kills,
         )
+
+    def stop(self, timeout: float) -> None:
+        """Ask its command to end, and kill all of it after `timeout` seconds; its files are kept."""
+        self._raise(self._client.stop([self.id], timeout=timeout))
 
     def pause(self) -> None:
         """See `Pauses.pause`."""

@@ -17,7 +17,7 @@ from labctl.guest import copying
 from labctl.guest.inside_driver import NO_CONTAINER, REASON
 from labctl.guest.inside_link import Link
 from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream
-from labctl.guest.pipes import write_all
+from labctl.guest.pipes import collect, write_all
 from labctl.guest.ssh import SshMachine
 
 _COPY_SECONDS = 3600.0
@@ -114,12 +114,7 @@ class InsideMachine:
         timeout: float | None = None,
     ) -> Completed:
         """See `Executes.run`."""
-        out, err = io.BytesIO(), io.BytesIO()
-        source = io.BytesIO(input)
-        code = self.exec(
-            argv, stdin=source, stdout=out, stderr=err, env=env, cwd=cwd, user=user, timeout=timeout
-        )
-        return Completed(code, out.getvalue(), err.getvalue())
+        return collect(self.exec, argv, input, env=env, cwd=cwd, user=user, timeout=timeout)
 
     def copy_in(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_in`."""

@@ -7,7 +7,7 @@ a second.
 """
 
 # Bare paths here, as in the runtime: importing pathlib costs an emulated machine a tenth of a second.
-# ruff: noqa: PTH103, PTH104, PTH112, PTH118, PTH119, PTH120, PTH123
+# ruff: noqa: PTH103, PTH104, PTH112, PTH118, PTH119, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import IO, Any
 
+    from labctl.linux.cgroups import Layout
     from labctl.runtime.client import KeeperClient
 
 ROOT = "/run/labctl/inside"  # on a tmpfs: what the containers are now is gone with a reboot
@@ -52,6 +53,7 @@ def make(request: dict[str, Any]) -> dict[str, str]:
     client.delete([item["name"] for item in items if item["name"] in there])
     nodes = []
     for item in items:
+        _use_disk(item)
         net = dict(item["net"])
         net["nics"] = tuple(Nic(**dict(nic, addresses=tuple(nic["addresses"]))) for nic in net["nics"])
         net["routes"] = tuple(tuple(route) for route in net["routes"])
@@ -74,6 +76,34 @@ def make(request: dict[str, Any]) -> dict[str, str]:
 
 def _is_wanted(state: Any) -> bool:
     return state is None or state.status == "stopped"
+
+
+def _use_disk(item: dict[str, Any]) -> None:
+    """Where the machine was given its image as a disk, that takes the place of the layers."""
+    from labctl.linux import syscalls
+    from labctl.runtime import spec
+
+    serial = item["disk"]
+    device = next((name for name in os.listdir("/sys/block") if _serial(name) == serial), "")
+    if not device:
+        return
+    place = f"/run/labctl/images/{serial}"
+    os.makedirs(place, exist_ok=True)
+    if not os.path.ismount(place):
+        syscalls.mount(f"/dev/{device}", place, "ext4", syscalls.MS_RDONLY | syscalls.MS_NODEV)
+    config = jsonio.loads(item["config"])
+    notes = config["annotations"]
+    seeds = [path for path in jsonio.loads(notes[spec.LOWER]) if path.endswith("/seed")]
+    notes[spec.LOWER] = jsonio.dumps([place, *seeds])
+    item["config"] = jsonio.dumps(config)
+
+
+def _serial(device: str) -> str:
+    try:
+        with open(f"/sys/block/{device}/serial") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def _write(item: dict[str, Any]) -> None:
@@ -120,19 +150,55 @@ def remove(request: dict[str, Any]) -> dict[str, str]:
 
 
 def keep(request: dict[str, Any]) -> Any:
-    """The keeper's operations that need no more: see labctl.runtime.command_keep."""
-    import dataclasses
-
-    client, operation = _client(), request["operation"]
+    """The keeper's operations: see labctl.runtime.command_keep."""
+    operation = request["operation"]
     if operation == "states":
-        return {name: dataclasses.asdict(one) for name, one in client.states().items()}
+        return _states()
+    client = _client()
     if operation == "stats":
+        import dataclasses
+
         return {name: dataclasses.asdict(one) for name, one in client.stats(request["ids"]).items()}
     if operation == "stop":
         return client.stop(request["ids"], timeout=float(request["timeout"]))
     if operation == "pause":
         return client.pause(request["ids"])
     return client.resume(request["ids"])
+
+
+def _state(name: str, layout: Layout) -> dict[str, Any]:
+    """What a container is now, without the client's imports, which cost an emulated machine half a second.
+
+    Raises NotFoundError.
+    """
+    from labctl.runtime import state
+
+    store = state.Store(ROOT)
+    document = store.read(name)
+    now = state.status(store, document, layout)
+    return {
+        "status": now,
+        "pid": 0 if now == "stopped" else int(document.get("pid") or 0),
+        "exit_code": document.get("exit_code"),
+        "bundle": document.get("bundle") or "",
+    }
+
+
+def _states() -> dict[str, dict[str, Any]]:
+    from labctl.linux.cgroups import Layout
+    from labctl.runtime.errors import NotFoundError
+    from labctl.runtime.state import Store
+
+    layout, found = Layout.detect(), {}
+    for name in Store(ROOT).ids():
+        try:
+            found[name] = _state(name, layout)
+        except NotFoundError:
+            continue
+        if found[name]["status"] == "stopped" and found[name]["exit_code"] is None:
+            # Only the keeper knows, and says so when it is asked.
+            found[name]["exit_code"] = _client().states()[name].exit_code
+    return found
 
 
 def xattrs(request: dict[str, Any]) -> dict[str, str]:
@@ -163,12 +229,11 @@ def seed(request: dict[str, Any], source: IO[bytes]) -> dict[str, str]:
 
 def execute(request: dict[str, Any]) -> int:
     """Run a command in a container: its exit code."""
-    from labctl.runtime.client import state_of
     from labctl.runtime.errors import ContainerError
     from labctl.runtime.execute import exec_in
 
     try:
-        state = state_of(ROOT, request["id"])
+        state = _Named(request["id"])
         if state.status not in ("running", "created"):
             return _cannot(f"is {state.status}")
         return exec_in(
@@ -186,6 +251,20 @@ def execute(request: dict[str, Any]) -> int:
         return _cannot(str(error))
 
 
+class _Named:
+    """A container as `exec_in` wants it named, and what it is now."""
+
+    def __init__(self, name: str) -> None:
+        from labctl.linux.cgroups import Layout
+
+        now = _state(name, Layout.detect())
+        self.id = name
+        self.root = ROOT
+        self.status: str = now["status"]
+        self.pid: int = now["pid"]
+        self.bundle: str = now["bundle"]
+
+
 def _cannot(text: str) -> int:
     sys.stderr.write(f"{REASON}{text}\n")
     return NO_CONTAINER
@@ -194,11 +273,10 @@ def _cannot(text: str) -> int:
 def tree(request: dict[str, Any]) -> int:
     """Look at, pack or unpack files as the container sees them: see labctl.guest.trees."""
     from labctl.guest import trees
-    from labctl.runtime.client import state_of
     from labctl.runtime.errors import ContainerError
 
     try:
-        state = state_of(ROOT, request["id"])
+        state = _Named(request["id"])
     except ContainerError as error:
         return _cannot(str(error))
     if not state.pid:
@@ -210,12 +288,11 @@ def logs(request: dict[str, Any]) -> int:
     """What a container's command wrote, as frames: "o" or "e", eight hex digits of length, the bytes."""
     import time
 
-    from labctl.runtime.client import state_of
     from labctl.runtime.errors import NotFoundError
 
     out = sys.stdout.buffer
     try:
-        bundle = state_of(ROOT, request["id"]).bundle
+        bundle = _Named(request["id"]).bundle
     except NotFoundError as error:
         return _cannot(str(error))
     files = []
@@ -229,7 +306,7 @@ def logs(request: dict[str, Any]) -> int:
             _frame(out, files[-1][0], b"".join(_tail(file, request["tail"])))
     while True:
         try:
-            ended = not request["follow"] or state_of(ROOT, request["id"]).status == "stopped"
+            ended = not request["follow"] or _Named(request["id"]).status == "stopped"
         except NotFoundError:
             ended = True
         for mark, file in files:

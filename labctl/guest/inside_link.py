@@ -13,7 +13,7 @@ import os
 import subprocess
 import tarfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -35,12 +35,13 @@ _PROGRAM = (
 _CALL_SECONDS = 180.0
 _PUSH_SECONDS = 1800.0
 _NO_PYTHON = 3
-# What is there of the given paths, after the name of the runtime in use; exit code 3 without Python.
+# The runtime in use, what is there of the given paths, and all disks' serials; exit code 3 without Python.
 _ASK = f"""
 command -v python3 >/dev/null || exit {_NO_PYTHON}
 {_BUSYBOX} readlink "$1" || echo
 shift
 for path; do [ -d "$path" ] && echo "$path"; done
+for file in /sys/block/*/serial; do read -r serial <"$file"; echo "$serial"; done 2>/dev/null
 :
 """
 # A machine that has no runtime yet has no containers either.
@@ -121,9 +122,11 @@ class Link:
             raise LabError(f"{self.where}: {answer.get('error', code)}")
         return answer
 
-    def prepare(self, layers: Sequence[str]) -> None:
-        """Bring the runtime and image layers (folders of this host) in, as far as they aren't there.
+    def prepare(self, images: Mapping[str, Sequence[str]]) -> None:
+        """Bring the runtime and images in, as far as they aren't there.
 
+        `images` are their layers (folders of this host) by the serial that a disk with the image has
+        (`disk_serial`): of an image that the machine was given as a disk no layer is sent.
         Raises HostCannot without Python in the machine, LabError.
         """
         with _pushing_lock:
@@ -131,14 +134,15 @@ class Link:
         with lock:
             digest, tar = runtime_tar()
             home, current = f"{RUNTIME}/{digest}", f"{RUNTIME}/current"
-            wanted = {layer_place(layer): layer for layer in dict.fromkeys(layers)}
+            wanted = {layer_place(layer): layer for layers in images.values() for layer in layers}
             used, there = self._ask([current, home, *wanted])
             if home not in there:
                 self._push(home, io.BytesIO(tar))
             if used != digest:
                 self._shell(_CURRENT, digest, current)
+            needed = {layer for serial, layers in images.items() if serial not in there for layer in layers}
             for place, layer in wanted.items():
-                if place not in there:
+                if layer in needed and place not in there:
                     self._push_layer(layer, place)
 
     def _ask(self, paths: Sequence[str]) -> tuple[str, set[str]]:
@@ -207,6 +211,11 @@ class Link:
                 argv, stdin=source, stdout=out, stderr=errors, user="0", cwd="/", timeout=_PUSH_SECONDS
             )
         self._answer("seed", code, out.getvalue(), errors.getvalue())
+
+
+def disk_serial(digest: str) -> str:
+    """The serial of a disk that holds an image ("sha256:…"); virtio keeps 20 bytes of one."""
+    return f"lab{digest.rpartition(':')[2][:17]}"
 
 
 def layer_place(layer: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
-from labctl.guest.machine import Sink, Source
+from labctl.guest.machine import Completed, Sink, Source
 
 _BLOCK = 1 << 16
 
@@ -100,3 +101,10 @@ def _sink(stack: ExitStack, sink: Sink, null: int) -> int:
     stack.callback(settle)
     stack.callback(os.close, write)
     return write
+
+
+def collect(execute: Callable[..., int], argv: Sequence[str], input: bytes, **settings: Any) -> Completed:
+    """Run argv by a machine's `exec` with `input`, and keep what it says in memory: `Executes.run`."""
+    out, err = io.BytesIO(), io.BytesIO()
+    code = execute(argv, stdin=io.BytesIO(input) if input else None, stdout=out, stderr=err, **settings)
+    return Completed(code, out.getvalue(), err.getvalue())

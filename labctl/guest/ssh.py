@@ -21,6 +21,7 @@ from typing import IO, Literal, cast
 from labctl.errors import LabError, UsageError
 from labctl.guest import copying
 from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stream
+from labctl.guest.pipes import collect
 from labctl.guest.ssh_connection import Connection, Endpoint, banner_up
 from labctl.guest.ssh_session import Session, raw, terminal_of, terminal_size
 
@@ -205,19 +206,8 @@ class SshMachine:
         own_tools: bool = False,
     ) -> Completed:
         """See `Executes.run`."""
-        out, err = io.BytesIO(), io.BytesIO()
-        code = self.exec(
-            argv,
-            stdin=io.BytesIO(input),
-            stdout=out,
-            stderr=err,
-            env=env,
-            cwd=cwd,
-            user=user,
-            timeout=timeout,
-            own_tools=own_tools,
-        )
-        return Completed(code, out.getvalue(), err.getvalue())
+        settings = {"env": env, "cwd": cwd, "user": user, "timeout": timeout, "own_tools": own_tools}
+        return collect(self.exec, argv, input, **settings)
 
     def copy_in(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_in`."""

@@ -126,16 +126,23 @@ def images(
 
 
 def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> dict[str, str]:
-    """The cached disk of each VM's image, in the size that the node asks for; made where missing."""
-    machines = [node for node in profile.nodes.values() if is_vm(node, chosen)]
-    if not machines:
+    """The cached disk of each VM's image, in the size that the node asks for; made where missing.
+
+    A container inside a VM has one too: the VM mounts it, instead of having the image sent to it.
+    """
+    wanted = [
+        node
+        for node in profile.nodes.values()
+        if is_vm(node, chosen) or (node.inside and not chosen[node.name].skipped)
+    ]
+    if not wanted:
         return {}
     from labctl.image.disk import DEFAULT_BYTES, disk
     from labctl.image.store import Store
 
     store = Store(options.home.cache / "images")
     found: dict[str, str] = {}
-    for node in machines:
+    for node in wanted:
         ref, arch = node.image, arch_of(node, profile)
         size = node.disk or DEFAULT_BYTES
         found[node.name] = str(disk(store, store.resolve(ref, arch), options.home.cache, size))

@@ -102,8 +102,16 @@ def _facts(
         ports=tuple(host.ports.get((node.name, i), port.host_port) for i, port in enumerate(node.ports)),
         hosts=hosts_text(node, addresses),
         is_container_host=is_host,
+        carried=_carried(lab.profile, node, host, arch),
         host_record=host_record,
     )
+
+
+def _carried(profile: Profile, node: Node, host: HostFacts, arch: str) -> tuple[tuple[str, str], ...]:
+    """The images of the containers inside a VM, each once: (digest, cached disk)."""
+    inside = [other for other in profile.nodes.values() if other.inside == node.name]
+    found = {host.images[other.image, arch].digest: host.disks.get(other.name, "") for other in inside}
+    return tuple((digest, disk) for digest, disk in sorted(found.items()) if digest and disk)
 
 
 def hosts_text(node: Node, addresses: Plan) -> str:

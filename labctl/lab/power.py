@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 from labctl.errors import Failures, LabError, TimedOut, UsageError
 from labctl.events import Emit, NodePhase, Note, silent
@@ -108,7 +107,9 @@ def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bo
     timeout = 0.0 if force else record.stop_timeout
     main = executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
     if record.tier == "container":
-        _stop_container(record, timeout)
+        from labctl.tiers import machines
+
+        machines.container(record).stop(timeout)
     else:
         from labctl.hypervisor import power
         from labctl.hypervisor.domain import Domain
@@ -129,14 +130,6 @@ def _power_off(record: NodeRecord) -> None:
     power_off()
 
 
-def _stop_container(record: NodeRecord, timeout: float) -> None:
-    from labctl.runtime.client import KeeperClient
-
-    errors = KeeperClient(Path(record.run_root)).stop([record.container], timeout=timeout)
-    if text := errors.get(record.container):
-        raise LabError(text)
-
-
 def _freeze(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, *, on: bool) -> None:
     main = executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
     if record.tier != "container":
@@ -146,12 +139,10 @@ def _freeze(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, *, on: 
         assert isinstance(main, Domain)
         (power.pause if on else power.resume)(main)
     else:
-        from labctl.runtime.client import KeeperClient
+        from labctl.tiers import machines
 
-        client = KeeperClient(Path(record.run_root))
-        errors = (client.pause if on else client.resume)([record.container])
-        if text := errors.get(record.container):
-            raise LabError(text)
+        target = machines.container(record)
+        (target.pause if on else target.resume)()
     emit(NodePhase(row.id, record.name, "paused" if on else "running"))
 
 

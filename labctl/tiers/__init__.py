@@ -11,6 +11,10 @@ from labctl.tiers.context import NodeFacts, Planned
 
 def plan_node(facts: NodeFacts) -> Planned:
     """The resources and the record of a node, from the tier that was chosen for it."""
+    if facts.node.inside:
+        from labctl.tiers import inside
+
+        return inside.plan(facts)
     if facts.choice.tier == "container":
         from labctl.tiers import container
 

@@ -108,6 +108,7 @@ class NodeFacts:
     ports: tuple[int, ...] = ()  # the host's port of each published one
     hosts: str = ""  # the text of its /etc/hosts
     is_container_host: bool = False
+    carried: tuple[tuple[str, str], ...] = ()  # (digest, cached disk) of the images of containers inside it
     host_record: NodeRecord | None = None  # of the VM it runs inside of
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from labctl.errors import LabError, UsageError
 from labctl.guest.inside_driver import BASE
-from labctl.guest.inside_link import Link, layer_place
+from labctl.guest.inside_link import Link, disk_serial, layer_place
 from labctl.guest.ssh import Endpoint, SshMachine, banner_up
 from labctl.home import Home
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
@@ -54,6 +54,7 @@ def plan(facts: NodeFacts) -> Planned:
         net=json.dumps(asdict(net.plain()), sort_keys=True),
         config=json.dumps(config_of(there, net), sort_keys=True),
         files=etc_files(facts),
+        image=facts.image.digest,
         layers=facts.image.layers,
         seed=seed_of(node, lab.profile),
     )
@@ -99,6 +100,7 @@ class InsideContainer:
     net: str  # labctl.linux.netnode.Node as JSON
     config: str  # config.json
     files: dict[str, str]
+    image: str  # its digest
     layers: tuple[str, ...]  # on this host, bottom first
     seed: Seed
 
@@ -112,13 +114,13 @@ class InsideContainer:
         """Start many: one batch for each VM."""
 
         def make(link: Link, group: Sequence[Self]) -> dict[str, str]:
-            link.prepare([layer for item in group for layer in item.layers])
+            link.prepare({disk_serial(item.image): item.layers for item in group})
             for item in group:
                 if item.seed:
                     item._put_seed(link)
             wanted = [
                 {"name": i.name, "folder": i.folder, "net": json.loads(i.net), "config": i.config}
-                | {"files": i.files}
+                | {"files": i.files, "disk": disk_serial(i.image)}
                 for i in group
             ]
             answer: dict[str, str] = link.call("make", {"items": wanted})

@@ -16,6 +16,7 @@ KINDS = {
     "vmdisk": "labctl.tiers.vmdisk:VmDisk",
     "libvirtd": "labctl.hypervisor.daemon:LibvirtDaemon",
     "domain": "labctl.hypervisor.domain:Domain",
+    "inside": "labctl.tiers.inside:InsideContainer",
     "reach": "labctl.tiers.steps:Reach",
     "provision": "labctl.tiers.steps:Provision",
     "ready": "labctl.tiers.steps:ReadyWait",

@@ -10,6 +10,7 @@ from labctl.tiers.record import NodeRecord
 
 if TYPE_CHECKING:
     from labctl.guest.container import ContainerMachine
+    from labctl.guest.inside import InsideMachine
     from labctl.guest.ssh import Endpoint, SshMachine
 
 POLL_SECONDS = 0.02  # between two looks whether a booting machine answers
@@ -17,15 +18,29 @@ POLL_SECONDS = 0.02  # between two looks whether a booting machine answers
 _connections: dict[str, SshMachine] = {}
 
 
-def machine(record: NodeRecord) -> SshMachine | ContainerMachine:
+def machine(record: NodeRecord) -> SshMachine | ContainerMachine | InsideMachine:
     """The machine of a node.  Raises LabError when the node was skipped or its keys are gone."""
     if record.skipped:
         raise LabError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
+    if record.inside:
+        from labctl.guest.inside import InsideMachine
+
+        return InsideMachine(_ssh(endpoint(record)), record.container, record.name)
     if record.tier == "container":
         from labctl.guest.container import ContainerMachine
 
         return ContainerMachine(Path(record.run_root), record.container, record.name)
     return _ssh(endpoint(record))
+
+
+def container(record: NodeRecord) -> ContainerMachine | InsideMachine:
+    """The machine of a node that is a container, on this host or inside a VM.  Raises LabError."""
+    from labctl.guest.ssh import SshMachine
+
+    found = machine(record)
+    if isinstance(found, SshMachine):
+        raise LabError(f"{record.name} is a machine, not a container")
+    return found
 
 
 def endpoint(record: NodeRecord) -> Endpoint:

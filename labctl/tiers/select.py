@@ -20,8 +20,6 @@ class Ability:
     remedy: str = ""
 
 
-NOT_INSIDE = "containers inside virtual machines come with a later version"
-
 Probe = Callable[[str, str], Ability]  # (tier, architecture) → ability
 
 
@@ -45,10 +43,11 @@ def choose(
         if not node.inside:
             continue
         host = found[node.inside]
-        why = f"its machine {node.inside} is skipped" if host.skipped else NOT_INSIDE
-        found[node.name] = Choice("container", skipped=why, remedy=host.remedy)
-        if not skip_unavailable and not host.skipped:
-            refused[node.name] = Ability(False, why, "leave it out with --skip-unavailable")
+        if host.skipped:
+            why = f"its machine {node.inside} is skipped"
+            found[node.name] = Choice("container", skipped=why, remedy=host.remedy)
+        else:
+            found[node.name] = Choice("container", f"node {node.inside}", host.accelerator)
     if refused:
         causes = [HostCannot(f"{name}: {a.reason}", hint=a.remedy) for name, a in refused.items()]
         if len(causes) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from labctl.guest.inside_link import disk_serial
 from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Nic, Route
 from labctl.profile.types import Devices
@@ -119,6 +120,11 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
                 backing_format="raw",
             ),
             DomainDisk(path=str(disk.config), format="raw", serial=CONFIG_SERIAL, readonly=True, bus=bus),
+            # Found by their serial, which only virtio has; without one the image is sent over SSH.
+            *(
+                DomainDisk(path=path, format="raw", serial=disk_serial(digest), readonly=True)
+                for digest, path in (() if emulated else facts.carried)
+            ),
         ),
         nics=tuple(
             DomainNic(bridge=i.bridge, ifname=i.host_name, mac=i.mac, model=nic, mtu=i.mtu)
