@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from labctl.errors import Failures, HostCannot
+from labctl.errors import Failures, HostCannot, UsageError
 from labctl.profile.models import Node, Profile
 from labctl.profile.types import Tier
 from labctl.tiers.context import Choice
@@ -20,6 +20,8 @@ class Ability:
     remedy: str = ""
 
 
+MACHINES = tuple(str(tier) for tier in Tier if tier is not Tier.CONTAINER)
+
 Probe = Callable[[str, str], Ability]  # (tier, architecture) → ability
 
 
@@ -31,8 +33,11 @@ def choose(
     A node whose tier can't run here gets the `fallback` tier if that can, is skipped with
     `skip_unavailable`, and else stops everything.
 
-    Raises HostCannot (all reasons in one message) before anything is made.
+    Raises HostCannot (all reasons in one message) before anything is made, UsageError for a fallback
+    that is no tier of machines.
     """
+    if fallback and fallback not in MACHINES:
+        raise UsageError(f"--fallback {fallback}: one of {', '.join(MACHINES)} is expected")
     found: dict[str, Choice] = {}
     refused: dict[str, Ability] = {}
     for node in profile.nodes.values():
