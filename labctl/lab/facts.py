@@ -253,18 +253,21 @@ def free_ports(
 ) -> dict[tuple[str, int], int]:
     """A host port for every published one, by (node, place); those without a wish get a free one.
 
-    Raises Foreign naming the holder of a port that is asked for and in use.
+    `claimed` are the ledger's claims of ports ("tcp/IP/PORT"): nothing listens on a port that another lab
+    publishes, so that only the ledger tells.  Raises Foreign naming the holder of a port that is asked for
+    and in use.
     """
     from labctl.network.listeners import port_holder
 
     found: dict[tuple[str, int], int] = {}
+    taken = {int(claim.rpartition("/")[2]) for claim in claimed}
     for node in profile.nodes.values():
         for place, port in enumerate(node.ports):
             key = (node.name, place)
             if chosen[node.name].skipped:
                 continue
             if not port.host_port:
-                found[key] = kept.get(key) or _free_port(str(port.proto), set(found.values()))
+                found[key] = kept.get(key) or _free_port(str(port.proto), taken | set(found.values()))
                 continue
             found[key] = port.host_port
             if kept.get(key) == port.host_port:
