@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 from labctl.errors import LabError, UsageError
-from labctl.guest import copying
+from labctl.guest import copying, trees
 from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stream
 from labctl.guest.pipes import collect
 from labctl.guest.ssh_connection import Connection, Endpoint, banner_up
@@ -315,8 +315,14 @@ class _SshTree:
     def unpack(self, stream: IO[bytes], directory: str) -> None:
         errors = io.BytesIO()
         argv = ["tar", "-x", "-p", "--numeric-owner", "-f", "-", "-C", directory]
-        code = self._machine.exec(argv, stdin=stream, stderr=errors, user="0", cwd="/", own_tools=self._own)
-        self._check(code, errors, "write to", directory)
+
+        def receive(source: IO[bytes]) -> None:
+            code = self._machine.exec(
+                argv, stdin=source, stderr=errors, user="0", cwd="/", own_tools=self._own
+            )
+            self._check(code, errors, "write to", directory)
+
+        copying.through_pipe(lambda out: trees.folders_last(stream, out), receive)
 
     def _run(self, argv: list[str]) -> Completed:
         return self._machine.run(argv, user="0", cwd="/", own_tools=self._own)

@@ -117,6 +117,36 @@ def _add_file(
         tar.addfile(note(info), file)
 
 
+def folders_last(source: IO[bytes], out: IO[bytes]) -> None:
+    """Write a tar stream once more with every folder repeated after all that lies in it.
+
+    Busybox's tar sets a folder's time when it makes it, and the first file put there undoes that; met again
+    at the end, the folder gets its mode and time anew.  GNU's format, since busybox passes over the extended
+    headers of POSIX.  Raises OSError, or ValueError when the source is no tar archive.
+    """
+    _no_names()
+    folders: list[tarfile.TarInfo] = []
+    try:
+        with (
+            tarfile.open(fileobj=source, mode="r|*") as tar,
+            tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT) as again,
+        ):
+            for info in tar:
+                content = tar.extractfile(info) if info.isreg() else None
+                if content is not None:
+                    info.type = tarfile.REGTYPE  # a sparse file is read whole
+                info.mtime = int(info.mtime)
+                again.addfile(info, content)
+                _forget(again)
+                if info.isdir():
+                    folders.append(info)
+                _forget(tar)
+            for info in reversed(folders):
+                again.addfile(info)
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"not a whole tar archive: {error}") from error
+
+
 class Unpacker:
     """Unpacks a tar stream below a folder.
 

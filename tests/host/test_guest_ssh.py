@@ -253,6 +253,8 @@ def test_copies_both_ways(machine: SshMachine, tmp_path: Path) -> None:
     (source / "link").symlink_to("/etc/shadow")
     (source / "sub" / "é name").write_text("x")
     os.chown(source / "sub" / "é name", 1234, 5678)
+    for path in (source / "file", source / "sub" / "é name", source / "sub", source):
+        os.utime(path, (1_000_000_000, 1_000_000_000))  # long ago: a time that was not kept can't pass for it
     done = machine.copy_in(str(source), str(node / "copy"))
     assert done.entries == 6
     _same(source, node / "copy")
