@@ -47,8 +47,12 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "validate": ("profiles", "Check a profile and show all its mistakes."),
         "schema": ("profiles", "Print the JSON Schema of profiles, for editors."),
     },
-    "Images": {"image": ("images", "Build, list, move and check images.")},
+    "Images": {
+        "image": ("images", "Build, list, move and check images."),
+        "registry": ("registry", "Run an image registry for a class on this host."),
+    },
 }
+GROUPS = ("image", "registry")  # verbs that have verbs of their own
 ALIASES = {"deploy": "up", "destroy": "down"}
 
 
@@ -63,7 +67,7 @@ class LazyCommands(MutableMapping[str, Any]):
         if name not in self._made:
             real = ALIASES.get(name, name)
             group = typer.main.get_group(import_module(f"labctl.cli.{self._where[real]}").app)
-            self._made[name] = group if real == "image" else group.commands[real]
+            self._made[name] = group if real in GROUPS else group.commands[real]
         return self._made[name]
 
     def __setitem__(self, name: str, command: Any) -> None:

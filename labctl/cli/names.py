@@ -56,9 +56,11 @@ class Names:
             raise UsageError(f"no lab is called {name!r}", hint=_nearest(name, list(self.labs), "labctl ls"))
         if not self.labs:
             raise UsageError("no lab is up", hint="labctl up hello")
-        if len(self.labs) > 1:
-            raise UsageError(f"several labs are up: {', '.join(self.labs)}", hint="name one of them")
-        return next(iter(self.labs))
+        # One without nodes is a registry, which nobody means.
+        meant = [lab for lab, nodes in self.labs.items() if nodes] or list(self.labs)
+        if len(meant) > 1:
+            raise UsageError(f"several labs are up: {', '.join(meant)}", hint="name one of them")
+        return meant[0]
 
     def node(self, text: str) -> Address:
         """The node that LAB/NODE or NODE means.  Raises UsageError when there is none."""
@@ -72,7 +74,7 @@ class Names:
     def lab_of(self, node: str) -> str:
         """The lab that a node's name alone stands in: the only one, or the only one that has it."""
         having = [lab for lab, nodes in self.labs.items() if node in nodes]
-        if len(self.labs) < 2:
+        if sum(bool(nodes) for nodes in self.labs.values()) < 2:
             return self.lab()
         if len(having) == 1:
             return having[0]

@@ -9,10 +9,12 @@ from typing import Protocol
 
 from labctl.errors import LabError
 from labctl.home import Home
+from labctl.looks import parse_mark
 from labctl.network.marks import Found
 from labctl.runtime import client as containers
 from labctl.runtime.errors import ContainerError
 from labctl.tiers.folders import remove_tree
+from labctl.tiers.registry_server import servers
 
 
 class Marked(Protocol):
@@ -88,11 +90,32 @@ class _Network:
         self.found.remove()
 
 
+@dataclass(frozen=True)
+class _Registry:
+    pid: int
+    mark: str
+    lab: str
+    kind: str = "registry"
+
+    @property
+    def name(self) -> str:
+        return f"docker-registry, process {self.pid}"
+
+    def remove(self) -> None:
+        from labctl.tiers.registry_server import end_server
+
+        end_server(self.pid, self.mark)
+
+
 def find(home: Home, instance: str) -> Iterator[Marked]:
     """All marked objects, in an order in which they can be removed: users before what they use."""
     for found in containers.find_marked(instance):
         yield _Container(found)
     yield from _domains(home, instance)
+    for pid, mark in list(servers()):
+        parsed = parse_mark(mark)
+        if parsed and parsed[0].instance == instance:
+            yield _Registry(pid, mark, parsed[0].lab)
     from labctl.network.marks import find_marked
 
     for thing in find_marked(instance, str(home.state / "labs")):

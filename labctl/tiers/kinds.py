@@ -17,6 +17,7 @@ KINDS = {
     "libvirtd": "labctl.hypervisor.daemon:LibvirtDaemon",
     "domain": "labctl.hypervisor.domain:Domain",
     "inside": "labctl.tiers.inside:InsideContainer",
+    "registry": "labctl.tiers.registry_server:RegistryServer",
     "reach": "labctl.tiers.steps:Reach",
     "provision": "labctl.tiers.steps:Provision",
     "ready": "labctl.tiers.steps:ReadyWait",
