@@ -2,98 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from labctl.cli import screen
-from labctl.cli.session import Session, verb
-
-app = typer.Typer(
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Build, list, move and check images.\n\nThe same image starts as a container and boots as a VM.",
-)
-
-
-def store_of(session: Session) -> Any:
-    """The image store of this home (labctl.image.store.Store)."""
-    from labctl.image.store import Store
-
-    return Store(session.home.cache / "images")
-
-
-def complete_image(incomplete: str) -> list[str]:
-    """Names of images in the store that begin so."""
-    from labctl.errors import LabError
-    from labctl.home import Home
-    from labctl.image.store import Store
-
-    try:
-        names = [image.ref for image in Store(Home.find().cache / "images").list()]
-    except (LabError, OSError):
-        return []  # nothing to complete is better than a message in the middle of a command line
-    return [name for name in names if name.startswith(incomplete)]
-
-
-Ref = Annotated[
-    str, typer.Argument(metavar="IMAGE", help="A name, name:tag or digest.", autocompletion=complete_image)
-]
-Arch = Annotated[
-    str, typer.Option("--arch", metavar="ARCH", help="amd64, arm64, riscv64; else this machine's.")
-]
+from labctl.cli.image_words import Arch, Ref, app, complete_image, complete_recipe, store_of
+from labctl.cli.session import Session, key_values, verb
 
 
 @app.command()
 @verb()
-def ls(session: Session) -> None:
+def ls(
+    session: Session,
+    digests: Annotated[bool, typer.Option("--digests", help="Whole digests.")] = False,
+) -> None:
     """List the images in the store.
+
+    "shared" is what other images have too, "own" what goes when this one is removed.
 
     \b
     Examples:
       labctl image ls
       labctl image ls --json | jq -r '.images[].ref'
     """
-    images = store_of(session).list()
+    store = store_of(session)
+    images = store.list()
+    sizes = store.sizes()
     if session.json:
-        screen.document({"images": images})
+        found = []
+        for image in images:
+            shared, own = sizes.get(image.digest, (0, image.size))
+            found.append({**screen.plain(image), "shared": shared, "unique": own})
+        screen.document({"images": found})
         return
-    rows = [
-        (image.ref, image.digest[7:19], image.architecture, len(image.layers), screen.size(image.size))
-        for image in images
-    ]
-    screen.line(screen.table(["image", "digest", "arch", "layers", "size"], rows))
+    rows = []
+    for image in images:
+        shared, own = sizes.get(image.digest, (0, image.size))
+        digest = image.digest if digests else image.digest[7:19]
+        layers = len(image.layers)
+        sized = (screen.size(size) for size in (image.size, shared, own))
+        rows.append((image.ref, digest, image.architecture, layers, *sized))
+    screen.line(screen.table(["image", "digest", "arch", "layers", "size", "shared", "own"], rows))
 
 
 @app.command()
 @verb()
 def build(
     session: Session,
-    refs: Annotated[
+    what: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE...", help="Recipes that come with labctl: micro, base, bench."),
+        typer.Argument(
+            metavar="WHAT...",
+            help="Recipes that come with labctl (micro, base, bench), or folders: ., ./web, /srv/box.",
+            autocompletion=complete_recipe,
+        ),
     ],
+    tag: Annotated[
+        list[str], typer.Option("--tag", "-t", metavar="NAME", help="Name of the image; again for more.")
+    ] = [],  # noqa: B006 - typer copies it
+    file: Annotated[
+        str, typer.Option("--file", "-f", metavar="FILE", help="The Containerfile, when not in the folder.")
+    ] = "",
+    build_arg: Annotated[
+        list[str],
+        typer.Option("--build-arg", metavar="KEY=VALUE", help="A value for an ARG; KEY takes it from here."),
+    ] = [],  # noqa: B006
+    target: Annotated[str, typer.Option("--target", metavar="STAGE", help="Stop after this stage.")] = "",
+    secret: Annotated[
+        list[str],
+        typer.Option("--secret", metavar="id=ID,src=FILE", help="For RUN --mount=type=secret; or env=NAME."),
+    ] = [],  # noqa: B006
+    platform: Annotated[
+        str, typer.Option("--platform", metavar="OS/ARCH", help="Like --arch, as docker writes it.")
+    ] = "",
+    network: Annotated[
+        str, typer.Option("--network", metavar="HOW", help="Network of RUN: host or none.")
+    ] = "host",
     arch: Arch = "",
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again, for newer packages.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Carry every step out again.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Recipes: again, for newer packages.")] = False,
 ) -> None:
-    """Build images from their recipes, unless they are there and nothing changed.
+    """Build images: from recipes, or from folders with a Containerfile or Dockerfile.
 
-    `up` does it by itself when a lab needs one.
+    A recipe is built only when it isn't there or changed. A folder is always gone through; steps whose
+    input is the same come from the cache. `up` does both by itself when a lab needs it. With
+    SOURCE_DATE_EPOCH set the same input gives the same digest.
 
     \b
     Examples:
       labctl image build micro base
-      labctl image build base --rebuild
+      labctl image build . -t class/web:1
+      labctl image build ./app -f docker/Dockerfile --target test --build-arg VERSION=3
       labctl image build micro --arch arm64
     """
+    from labctl.cli.image_build import Wanted, build_all
+
+    wanted = Wanted(
+        tuple(tag), file, key_values(build_arg, "--build-arg"), target, tuple(secret), platform or arch,
+        network, no_cache, rebuild,
+    )  # fmt: skip
     with session.drawing() as emit:
-        store = store_of(session)
-        images = [store.ensure(ref, emit, arch=arch, rebuild=rebuild) for ref in refs]
+        images = build_all(store_of(session), what, wanted, emit)
     if session.json:
         screen.document({"images": images})
         return
     for image in images:
-        screen.line(f"{image.ref}  {image.digest}  {screen.size(image.size)}")
+        screen.line(f"{image.ref or '(no name)'}  {image.digest}  {screen.size(image.size)}")
 
 
 @app.command()
@@ -169,18 +184,29 @@ def rm(
 
 @app.command()
 @verb()
-def prune(session: Session) -> None:
-    """Remove what no named image and no lab needs.
+def prune(
+    session: Session,
+    cache: Annotated[bool, typer.Option("--cache", help="The cache of builds as well.")] = False,
+    unnamed: Annotated[bool, typer.Option("--unnamed", help="Images without a name as well.")] = False,
+) -> None:
+    """Remove what no named image and no lab needs: blobs, unpacked layers, disks, broken downloads.
 
     \b
     Examples:
       labctl image prune
+      labctl image prune --cache --unnamed
     """
-    digests, freed = store_of(session).prune()
+    from labctl.image.disk import prune_disks
+
+    store = store_of(session)
+    gone = store.remove_unnamed() if unnamed else []
+    digests, freed = store.prune(cache=cache)
+    freed += prune_disks(session.home.cache, {image.digest for image in store.list()} | set(store.in_use()))
+    digests = list(dict.fromkeys([*gone, *digests]))
     if session.json:
         screen.document({"removed": digests, "bytes": freed})
     else:
-        screen.line(f"{len(digests)} blobs and layers removed, {screen.size(freed)} freed")
+        screen.line(f"{len(digests)} blobs removed, {screen.size(freed)} freed")
 
 
 @app.command()
@@ -203,3 +229,9 @@ def verify(
             screen.line(sentence)
         screen.line("the store is whole" if not wrong else f"{len(wrong)} problems")
     return 1 if wrong else 0
+
+
+# The rest of the group: a module of its own, which adds its verbs to the same group.
+from labctl.cli import image_moving as _moving  # noqa: E402
+
+__all__ = ["_moving", "app"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +34,7 @@ from labctl.image.model import (
     host_arch,
     oci_arch,
 )
-from labctl.image.pack import Packing, pack
+from labctl.image.pack import Packing, abandon, pack
 from labctl.image.store import Store, parse_manifest
 from labctl.image.streams import Reader, chunks_of, plain
 
@@ -43,12 +43,28 @@ FORMATS = ("oci-archive", "docker-archive", "rootfs")
 Open = Callable[[str], IO[bytes]]
 
 
-def load(store: Store, path: Path, emit: Emit = silent, *, ref: str = "", arch: str = "") -> list[Image]:
+def load(
+    store: Store,
+    path: Path,
+    emit: Emit = silent,
+    *,
+    ref: str = "",
+    arch: str = "",
+    marks: Mapping[str, str] | None = None,
+) -> list[Image]:
     """Bring what is in a file or folder into the store; told by its content, not by its name.
 
-    `ref` names the image: needed for a root file system and for an archive without names.  Raises
-    UsageError, BadImage, LabError.
+    `ref` names the image: needed for a root file system and for an archive without names.  `marks` become
+    annotations of the names in the store.  Raises UsageError, BadImage, LabError.
     """
+    images = _load(store, path, emit, ref, arch)
+    if marks:
+        with store.adding():
+            images = [store.mark(image, marks) for image in images]
+    return images
+
+
+def _load(store: Store, path: Path, emit: Emit, ref: str, arch: str) -> list[Image]:
     if ref:
         refs.parse(ref)
     emit(Note("", f"reading {path}"))
@@ -69,23 +85,28 @@ def load(store: Store, path: Path, emit: Emit = silent, *, ref: str = "", arch: 
 def save(store: Store, ref: str, path: Path, kind: str = "oci-archive", *, arch: str = "") -> None:
     """Write an image to a file: "oci-archive", "docker-archive" or "rootfs" (one tar of the merged files).
 
-    The file appears when it is complete.  Raises UsageError, LabError.
+    The file appears when it is complete; a pipe or device is written to as it is.  Raises UsageError,
+    LabError.
     """
     if kind not in FORMATS:
         raise UsageError(f"there is no format {kind}", hint=f"there are: {', '.join(FORMATS)}")
     with store.adding():
         image = store.resolve(ref, arch)
-        fresh = path.with_name(f".{path.name}.part")
+        piped = path.exists() and not path.is_file() and not path.is_dir()
+        fresh = path if piped else path.with_name(f".{path.name}.part")
+        writer = {"oci-archive": _save_oci, "docker-archive": _save_docker, "rootfs": _save_rootfs}[kind]
         try:
             with fresh.open("wb") as out:
-                {"oci-archive": _save_oci, "docker-archive": _save_docker, "rootfs": _save_rootfs}[kind](
-                    store, image, out
-                )
-            fresh.replace(path)
+                writer(store, image, out)
+            if not piped:
+                fresh.replace(path)
+        except BrokenPipeError:
+            raise  # the reader went away, as `head` does
         except OSError as error:
             raise LabError(f"cannot write {path}: {error.strerror or error}") from error
         finally:
-            fresh.unlink(missing_ok=True)
+            if not piped:
+                fresh.unlink(missing_ok=True)
 
 
 # -- in ---------------------------------------------------------------------------------------------
@@ -272,7 +293,7 @@ def _save_oci(store: Store, image: Image, out: IO[bytes]) -> None:
     names = {REF_NAME: image.ref} if image.ref else {}
     entry = Descriptor(image.media_type, image.digest, size, names, platform)
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry.to_json()]}
-    with tarfile.open(fileobj=out, mode="w|") as archive:
+    with _writing(out) as archive:
         _bytes(archive, "oci-layout", LAYOUT.encode())
         _bytes(archive, "index.json", json.dumps(index, sort_keys=True).encode())
         for digest in dict.fromkeys(
@@ -291,7 +312,7 @@ def _save_docker(store: Store, image: Image, out: IO[bytes]) -> None:
             "Layers": [paths[layer.diff_id] for layer in image.layers],
         }
     ]
-    with tarfile.open(fileobj=out, mode="w|") as archive:
+    with _writing(out) as archive:
         _bytes(archive, "manifest.json", json.dumps(manifest).encode())
         _blob(archive, store, config, image.config_digest)
         for layer in {layer.diff_id: layer for layer in image.layers}.values():
@@ -311,6 +332,18 @@ def _save_docker(store: Store, image: Image, out: IO[bytes]) -> None:
 def _save_rootfs(store: Store, image: Image, out: IO[bytes]) -> None:
     with store.scratch.folder("merged") as aside:
         pack(store.merged_tree(image, aside / "tree"), out, Packing(overlay=False))
+
+
+@contextmanager
+def _writing(out: IO[bytes]) -> Iterator[tarfile.TarFile]:
+    """A tar that is written; when that fails nothing more is, not even when it is collected."""
+    archive = tarfile.open(fileobj=out, mode="w|")  # noqa: SIM115
+    try:
+        yield archive
+        archive.close()
+    except BaseException:
+        abandon(archive)
+        raise
 
 
 def _bytes(archive: tarfile.TarFile, name: str, data: bytes) -> None:

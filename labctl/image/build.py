@@ -20,9 +20,10 @@ from typing import Any
 from labctl.errors import LabError, UsageError, Where
 from labctl.events import Emit, Note, silent
 from labctl.image import refs
-from labctl.image.build_cache import BuildCache, key_of
+from labctl.image.build_cache import BuildCache, Made, key_of
 from labctl.image.build_config import CONFIG_STEPS, command
 from labctl.image.build_files import Files
+from labctl.image.build_mounts import Mounts
 from labctl.image.build_state import PREDEFINED, Stage, StageText
 from labctl.image.containerfile import Instruction, instruction, parse
 from labctl.image.expand import BadWord, expand, split
@@ -45,6 +46,7 @@ class BuildOptions:
     no_cache: bool = False
     platform: str = ""  # linux/ARCH, or ARCH
     network: bool = True
+    secrets: Mapping[str, bytes] = field(default_factory=dict)  # for RUN --mount=type=secret, by id
 
 
 def build(store: Store, options: BuildOptions, emit: Emit = silent, *, runner: Runner | None = None) -> Image:
@@ -90,9 +92,10 @@ class _Builder:
         self.arch = oci_arch(platform) if platform else host_arch()
         self.platform_args = {
             "TARGETPLATFORM": f"linux/{self.arch}", "TARGETOS": "linux", "TARGETARCH": self.arch,
+            "TARGETVARIANT": "v7" if self.arch == "arm" else "", "BUILDVARIANT": "",
             "BUILDPLATFORM": f"linux/{host_arch()}", "BUILDOS": "linux", "BUILDARCH": host_arch(),
         }  # fmt: skip
-        epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+        epoch = options.build_args.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
         self.epoch = int(epoch) if epoch.isdigit() else None
         now = self.epoch if self.epoch is not None else int(time.time())
         self.created = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -100,16 +103,17 @@ class _Builder:
         self.done: dict[int, Stage] = {}
         context = Path(options.context or path.parent).absolute()
         self.files = Files(self, context, Ignore.of(context, path))
+        self.mounts = Mounts(self, self.files)
 
     def run(self) -> Image:
         """Build the stages that the wanted one needs, and name the result."""
         stage = self.stage(self._target())
-        unused = set(self.options.build_args) - self.used_args - PREDEFINED
+        unused = set(self.options.build_args) - self.used_args - PREDEFINED - {"SOURCE_DATE_EPOCH"}
         if unused:
             self.emit(
                 Note("", f"build arguments that no ARG asks for: {', '.join(sorted(unused))}", "warning")
             )
-        config = replace(stage.config, created=self.created)
+        config = replace(stage.config, created=stage.config.created or self.created)
         image = self.store.add_image(self.options.tags[0] if self.options.tags else "", config, stage.layers)
         for tag in self.options.tags[1:]:
             self.store.add_image(tag, config, stage.layers)
@@ -200,6 +204,9 @@ class _Builder:
             image = self._base(name, head)
             triggers = image.config.onbuild
             stage = Stage.on(text, image, self.arch)
+        if self.epoch is not None:
+            # Layers made without it have other times in them.
+            stage.key = key_of(stage.key, "SOURCE_DATE_EPOCH", self.epoch)
         steps = [instruction(trigger, head.line, head.file, head.escape) for trigger in triggers]
         for number, step in enumerate([*steps, *text.body], 1):
             self._note(text, number, len(steps) + len(text.body), step)
@@ -239,8 +246,12 @@ class _Builder:
             self._empty(stage, step)
 
     def _empty(self, stage: Stage, step: Instruction) -> None:
-        stage.key = key_of(stage.key, json.dumps(stage.config.to_json(), sort_keys=True))
-        stage.note(self.created, step.text, empty=True)
+        stage.key = key_of(stage.key, step.text, stage.inputs())
+        made = None if self.options.no_cache else self.cache.get(stage.key)
+        if made is None:
+            made = Made(None, self.created)
+            self.cache.put(stage.key, made)
+        stage.note(made.created, step.text, empty=True)
 
     def _arg(self, stage: Stage, step: Instruction) -> None:
         try:
@@ -280,14 +291,20 @@ class _Builder:
         where = stage.config.working_dir or "/"
         network = self.options.network and step.flags.get("network", "default") != "none"
         kept = [item for item in environment if item.partition("=")[0] not in PREDEFINED]
-        key = key_of(stage.key, "RUN", argv, stdin_text, sorted(kept), where, stage.config.user, network)
+        mounts = self.mounts.of(stage, step)
+        marks = [mount.mark for mount in mounts]
+        user = stage.config.user
+        key = key_of(stage.key, "RUN", argv, stdin_text, sorted(kept), where, user, network, marks)
 
         def work(upper: Path) -> None:
             said = _Lines(self.emit)
-            order = Step(argv, environment, where, stage.config.user, network, stdin_text.encode())
             layers = [self.store.layers.unpacked(layer) for layer in stage.layers]
             try:
-                code = self.runner.run(layers, upper, order, said)
+                with self.mounts.ready(mounts, upper) as (places, added):
+                    order = Step(
+                        argv, (*environment, *added), where, user, network, stdin_text.encode(), places
+                    )
+                    code = self.runner.run(layers, upper, order, said)
             except LabError as error:
                 raise type(error)(error.message, hint=error.hint, where=step.where) from error
             said.flush()
@@ -315,15 +332,15 @@ class _Builder:
     def layer(self, stage: Stage, step: Instruction, key: str, work: Callable[[Path], None]) -> None:
         """Do the work in an empty folder and make a layer of what it leaves; or take it from the cache."""
         stage.key = key
-        found = "" if self.options.no_cache else self.cache.get(key)
-        if found == "":
-            found = self._made(work)
-            self.cache.put(key, found)
+        made = None if self.options.no_cache else self.cache.get(key)
+        if made is None:
+            made = Made(self._made(work), self.created)
+            self.cache.put(key, made)
         else:
             self.emit(Note("", "  from the cache"))
-        if isinstance(found, Layer):
-            stage.layers.append(found)
-        stage.note(self.created, step.text, empty=not isinstance(found, Layer))
+        if made.layer is not None:
+            stage.layers.append(made.layer)
+        stage.note(made.created, step.text, empty=made.layer is None)
 
     def _made(self, work: Callable[[Path], None]) -> Layer | None:
         with self.store.scratch.folder("step") as aside:

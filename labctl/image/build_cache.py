@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from labctl.image.store import Store
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a step made: a layer or none, and when (RFC 3339), so that the same build has the same digest."""
+
+    layer: Layer | None
+    created: str
+
+
 class BuildCache:
     """The folder cache/ of the store; an entry whose layer is gone counts as missing."""
 
@@ -23,20 +32,21 @@ class BuildCache:
         self.store = store
         self.folder = store.root / "cache"
 
-    def get(self, key: str) -> Layer | str | None:
-        """The layer, None when the step made none, "" when it isn't known."""
+    def get(self, key: str) -> Made | None:
+        """What the step made, or None when it isn't known."""
         try:
             data = json.loads((self.folder / key).read_text())
-            if data is None:
-                return None
+            created = str(data["created"])
+            if "digest" not in data:
+                return Made(None, created)
             layer = Layer(data["digest"], data["size"], data["diff_id"], data["media_type"])
         except (OSError, ValueError, KeyError, TypeError):
-            return ""
-        return layer if self.store.blobs.has(layer.digest, layer.size) else ""
+            return None
+        return Made(layer, created) if self.store.blobs.has(layer.digest, layer.size) else None
 
-    def put(self, key: str, layer: Layer | None) -> None:
+    def put(self, key: str, made: Made) -> None:
         """Keep what the step made."""
-        data = None if layer is None else vars(layer)
+        data = {**(vars(made.layer) if made.layer else {}), "created": made.created}
         with self.store.scratch.file("cache") as (path, descriptor):
             os.write(descriptor, json.dumps(data).encode())
             self.folder.mkdir(exist_ok=True)

@@ -98,7 +98,7 @@ class Files:
     ) -> tuple[list[dict[str, Any]], list[Any]]:
         """What to do, and what decides its result."""
         if "from" in step.flags:
-            layers, key = self._other(stage, step)
+            layers, key = self.other(stage, step, step.flags["from"])
             unpacked = [str(self.builder.store.layers.unpacked(layer)) for layer in layers]
             job = {**words, "sources": sources, "from_layers": unpacked, "keep_owner": True}
             return [job] if sources else [], [key, sources]
@@ -119,10 +119,11 @@ class Files:
         if plain:
             rules = self.ignore.lines
             jobs.append({**words, "sources": plain, "from_root": str(self.context), "ignore": rules})
-            marks.append([plain, content(self.context, self._found(step, plain), self.ignore)])
+            marks.append([plain, content(self.context, self.found(step, plain), self.ignore)])
         return jobs, marks
 
-    def _found(self, step: Instruction, sources: list[str]) -> list[str]:
+    def found(self, step: Instruction, sources: list[str]) -> list[str]:
+        """The paths in the build's folder that the sources mean; raises UsageError."""
         try:
             with Beneath(self.context) as root:
                 return [path for source in sources for path in matches(root, source, self.ignore)]
@@ -135,7 +136,7 @@ class Files:
         """ADD unpacks a local tar, told by its content."""
         if step.name != "ADD" or any(char in source for char in "*?["):
             return None
-        for name in self._found(step, [source]):
+        for name in self.found(step, [source]):
             path = self.context / name
             if not path.is_file() or path.is_symlink():
                 return None
@@ -147,8 +148,9 @@ class Files:
                 return path
         return None
 
-    def _other(self, stage: Stage, step: Instruction) -> tuple[list[Any], str]:
-        name = stage.word(step, step.flags["from"])
+    def other(self, stage: Stage, step: Instruction, text: str) -> tuple[list[Any], str]:
+        """The layers of the stage or image of that name, and a key of what is in them."""
+        name = stage.word(step, text)
         other = self.builder.find_stage(name, stage.text.index)
         if other is not None:
             built = self.builder.stage(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -62,10 +63,14 @@ class Stage:
         """Replace fields of the configuration."""
         self.config = replace(self.config, **fields)  # type: ignore[arg-type]
 
+    def inputs(self) -> str:
+        """The configuration as far as it decides what a later step makes: without its history."""
+        return json.dumps(replace(self.config, history=(), created="").to_json(), sort_keys=True)
+
     def note(self, created: str, text: str, *, empty: bool) -> None:
         """Add a step to the history."""
         entry = HistoryEntry(created, text, "labctl build", empty)
-        self.change(history=(*self.config.history, entry))
+        self.change(history=(*self.config.history, entry), created=created)
 
     def word(self, step: Instruction, text: str) -> str:
         """One word with its variables and quotes; raises UsageError with the place."""

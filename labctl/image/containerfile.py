@@ -40,7 +40,7 @@ _WITH_FLAGS = {
     "FROM": {"platform"},
     "COPY": {"from", "chown", "chmod", "link"},
     "ADD": {"chown", "chmod", "checksum", "link"},
-    "RUN": {"network"},
+    "RUN": {"network", "mount", "security"},
     "HEALTHCHECK": {"interval", "timeout", "start-period", "start-interval", "retries"},
 }
 _DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*?)\s*$")
@@ -82,7 +82,11 @@ class Instruction:
     @property
     def text(self) -> str:
         """As one line, for history and messages."""
-        flags = "".join(f"--{key}={value} " if value else f"--{key} " for key, value in self.flags.items())
+        flags = "".join(
+            f"--{key}={value} " if value else f"--{key} "
+            for key, values in self.flags.items()
+            for value in values.split("\n")
+        )
         return f"{self.name} {flags}{self.rest}".strip()
 
 
@@ -196,11 +200,12 @@ def _flags(name: str, rest: str, where: Where) -> tuple[str, dict[str, str]]:
         if match[1] not in known:
             hint = f"known here: {', '.join('--' + flag for flag in sorted(known))}"
             raise UsageError(f"{name} knows no flag --{match[1]}", where=where, hint=hint)
-        if match[1] in flags:
+        if match[1] in flags and match[1] != "mount":
             raise UsageError(f"{name} has --{match[1]} twice", where=where)
         if match[2] is None and match[1] != "link":
             raise UsageError(f"{name} --{match[1]} needs a value", where=where)
-        flags[match[1]] = match[2] or ""
+        # --mount may come again and again; its values are kept a line each.
+        flags[match[1]] = f"{flags[match[1]]}\n{match[2]}" if match[1] in flags else match[2] or ""
         rest = rest[match.end() :]
     return rest, flags
 

@@ -65,7 +65,9 @@ def _apt(
             del last[:-30]
             line(text)
 
-    step = Step(("apt-get", "-q", *words), env, binds=((str(aside), _MOUNT),), timeout=1800)
+    step = Step(
+        ("apt-get", "-q", *words), env, binds=({"source": str(aside), "target": _MOUNT},), timeout=1800
+    )
     if code := OverlayRunner().run(layers, upper, step, output):
         raise LabError(f"apt-get {words[0]} failed with {code}:\n" + "\n".join(last[-12:]))
 

@@ -1,8 +1,14 @@
-"""Where an image comes from when somebody names it: the store, a recipe, a registry; in that order."""
+"""Where an image comes from when somebody names it: the store, a recipe, a registry; in that order.
+
+Or a path: a folder with a Containerfile or a recipe is built, an archive is read, again when it changed.
+"""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labctl.errors import LabError, UsageError
@@ -26,10 +32,17 @@ RELEASES = {
 }
 
 
+#: On an image read from a file: what the file was then.
+READ_KEY = "org.labctl.read.key"
+CONTAINERFILES = ("Containerfile", "Dockerfile")
+
+
 def ensure(store: Store, ref: str, emit: Emit, *, arch: str = "", rebuild: bool = False) -> Image:
     """See Store.ensure."""
     wanted = oci_arch(arch) if arch else host_arch()
     made = recipe_for(ref)
+    if made is None and refs.is_path(ref):
+        return _from_path(store, ref, emit, wanted, rebuild)
     found = store.find(ref, wanted)
     if made is not None and (found is None or "org.labctl.recipe" in found.annotations):
         from labctl.image.cook import KEY, cook
@@ -43,7 +56,7 @@ def ensure(store: Store, ref: str, emit: Emit, *, arch: str = "", rebuild: bool 
             and found.annotations.get(KEY) == made.key(host_release(), wanted)
         ):
             return found
-        return cook(store, made, refs.parse(ref).familiar, emit, arch=wanted, rebuild=rebuild)
+        return cook(store, made, refs.stored(ref).familiar, emit, arch=wanted, rebuild=rebuild)
     if found is not None:
         return found
     name = refs.parse(ref)
@@ -65,10 +78,87 @@ def ensure(store: Store, ref: str, emit: Emit, *, arch: str = "", rebuild: bool 
         ) from error
 
 
+def to_come(store: Store, ref: str, arch: str) -> str:
+    """What `ensure` would have to do for an image that isn't in the store, in words.
+
+    Raises UsageError for a path that is not there and for a name close to a known one, which is a slip.
+    """
+    if refs.is_path(ref):
+        kind = _kind(_existing(ref))
+        return f"image {ref} for {arch} is still to be {'read' if kind == 'archive' else 'built'}"
+    if recipe_for(ref):
+        return f"image {ref} for {arch} is still to be built"
+    name = refs.parse(ref)
+    if ref.startswith("sha256:") or (not name.host and (_nearest(store, ref) or store.find(ref))):
+        raise unknown(store, ref, arch)
+    return f"image {ref} for {arch} is still to be pulled from {name.registry}"
+
+
+def _existing(ref: str) -> Path:
+    path = Path(ref).expanduser()
+    if not path.exists():
+        raise UsageError(f"there is no {ref}", hint="an image is a name, or a folder or file that is there")
+    return path
+
+
+def _kind(path: Path) -> str:
+    """What a path holds: "recipe", "build" (a Containerfile) or "archive" (anything else)."""
+    if path.name == "recipe.yaml" or (path / "recipe.yaml").is_file():
+        return "recipe"
+    if path.is_dir():
+        built = any((path / name).is_file() for name in CONTAINERFILES)
+        return "build" if built else "archive"
+    named = any(
+        path.name.startswith(name) or path.name.endswith(f".{name.lower()}") for name in CONTAINERFILES
+    )
+    return "build" if named else "archive"
+
+
+def _from_path(store: Store, ref: str, emit: Emit, arch: str, rebuild: bool) -> Image:
+    path = _existing(ref)
+    name = refs.of_path(path).familiar
+    if _kind(path) == "build":
+        from labctl.image.build import BuildOptions, build
+
+        folder, file = (path, "") if path.is_dir() else (path.parent, str(path))
+        options = BuildOptions(str(folder), file, tags=(name,), platform=arch, no_cache=rebuild)
+        return build(store, options, emit)
+    from labctl.image.archive import load
+
+    status = path.stat()
+    words = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    if path.is_dir():
+        words += _newest(path)
+    key = hashlib.sha256(repr(words).encode()).hexdigest()
+    found = store.find(ref, arch)
+    if found is not None and found.annotations.get(READ_KEY) == key and not rebuild:
+        return found
+    images = load(store, path, emit, ref=name, arch=arch, marks={READ_KEY: key})
+    fitting = [image for image in images if image.architecture == arch]
+    if not fitting:
+        there = ", ".join(sorted({image.architecture for image in images}))
+        raise UsageError(f"{ref} has no image for {arch}", hint=f"there are: {there}")
+    return fitting[0]
+
+
+def _newest(folder: Path) -> list[int]:
+    """The latest change below a folder (ns), and how many entries it has."""
+    latest = count = 0
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            latest = max(latest, os.lstat(f"{place}/{name}").st_ctime_ns)
+            count += 1
+    return [latest, count]
+
+
 def recipe_for(ref: str) -> Recipe | None:
     """The recipe that a name stands for, or None.  Raises UsageError for a malformed name or recipe."""
     if ref.startswith("sha256:"):
         return None
+    if refs.is_path(ref):
+        path = Path(ref).expanduser()
+        file = path / "recipe.yaml" if path.is_dir() else path
+        return recipe.load(file) if file.name == "recipe.yaml" and file.is_file() else None
     name = refs.parse(ref)
     if name.host or name.digest:
         return None
@@ -92,6 +182,8 @@ def _nearest(store: Store, ref: str) -> str:
 def unknown(store: Store, ref: str, arch: str = "", near: str = "") -> UsageError:
     """The error for a name that stands for nothing, with the nearest one that does."""
     refs.parse(ref) if not ref.startswith("sha256:") else None
+    if refs.is_path(ref):
+        return UsageError(f"image {ref} is not built yet", hint=f"labctl image build {ref}")
     near = near or _nearest(store, ref)
     other = store.find(ref)
     if arch and other is not None:

@@ -49,9 +49,19 @@ def pack(tree: Path, out: IO[bytes], packing: Packing | None = None) -> None:
         errors="surrogateescape",
         bufsize=1 << 20,
     )
-    for path, full in _walk(tree, how):
-        _add(archive, path, full, how)
-    archive.close()
+    try:
+        for path, full in _walk(tree, how):
+            _add(archive, path, full, how)
+        archive.close()
+    except BaseException:
+        abandon(archive)
+        raise
+
+
+def abandon(archive: tarfile.TarFile) -> None:
+    """Write nothing more to a tar, also not when its stream is collected as garbage."""
+    for part in (archive, archive.fileobj):
+        part.closed = True  # type: ignore[union-attr]
 
 
 def _walk(tree: Path, how: Packing) -> Iterator[tuple[str, str]]:

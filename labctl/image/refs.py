@@ -1,9 +1,15 @@
-"""Names of images: "micro", "debian:bookworm", "localhost:5000/class/web:2", "…@sha256:…"."""
+"""Names of images: "micro", "debian:bookworm", "localhost:5000/class/web:2", "…@sha256:…".
+
+A path ("./web", "/srv/lab.tar", "../box/Containerfile") names what is built or read from there; in the store
+it has a name of its own, which follows from the path.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from labctl.errors import UsageError
 from labctl.image.model import is_digest
@@ -50,6 +56,30 @@ class Reference:
 
     def __str__(self) -> str:
         return self.familiar
+
+
+def is_path(text: str) -> bool:
+    """Whether a name means a file or folder of this machine: it begins as no image's name can."""
+    return text in (".", "..") or text.startswith(("/", "./", "../", "~/"))
+
+
+def of_path(path: Path) -> Reference:
+    """The name in the store of what comes from a path: local/NAME-HASH."""
+    full = path.expanduser().absolute()
+    plain = re.sub(r"[^a-z0-9]+", "-", full.name.lower()).strip("-")[:40].strip("-") or "root"
+    return Reference("", f"local/{plain}-{hashlib.sha256(str(full).encode()).hexdigest()[:12]}", "latest")
+
+
+def stored(text: str) -> Reference:
+    """The name under which the store keeps what a name or a path means; raises UsageError."""
+    return of_path(Path(text)) if is_path(text) else parse(text)
+
+
+def remote(text: str) -> Reference:
+    """A name that a registry can be asked for; raises UsageError, also for a path."""
+    if is_path(text) or text.startswith("sha256:"):
+        raise UsageError(f"{_shown(text)} is no name at a registry", hint="as in localhost:5000/class/web:1")
+    return parse(text)
 
 
 def parse(text: str) -> Reference:

@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from labctl.errors import HostCannot, LabError, TimedOut
 from labctl.image.pack import is_opaque
@@ -32,7 +32,9 @@ class Step:
     user: str = ""
     network: bool = True  # the host's network, or none but loopback
     stdin: bytes = b""
-    binds: tuple[tuple[str, str], ...] = ()  # (folder of the host, folder in the image), read and write
+    #: What is mounted besides: objects with `target`, and `source` (a path of the host, or in `layers`),
+    #: `ro`, `upper` and `work` (where to write instead), or `tmpfs` (its size).
+    binds: tuple[Mapping[str, Any], ...] = ()
     timeout: float = 3600.0  # seconds
 
 
@@ -71,7 +73,7 @@ class OverlayRunner:
             "root": str(root),
             "report": str(report),
             "hostname": self.hostname,
-            "binds": [*step.binds, *((str(path), target) for path, target in copies)],
+            "binds": [*step.binds, *({"source": str(path), "target": target} for path, target in copies)],
         }
         try:
             code = _child(words, step, output)

@@ -74,7 +74,7 @@ def _inside(step: dict[str, Any], made: int) -> None:
     sc.sethostname(step["hostname"])
     mount_layers(step["layers"], step["root"], step["upper"], step["work"])
     # What comes from the host is opened before its files are out of sight.
-    taken = [(_take(source), target, os.path.isdir(source)) for source, target in step["binds"]]  # noqa: PTH112
+    taken = [_taken(bind) for bind in step["binds"]]
     os.chdir(step["root"])
     sc.pivot_root(".", ".")
     sc.umount(".", sc.MNT_DETACH)
@@ -82,8 +82,8 @@ def _inside(step: dict[str, Any], made: int) -> None:
     os.umask(0o022)
     points: list[str] = []
     _system(points)
-    for tree, target, is_folder in taken:
-        sc.move_mount(tree, sc.AT_FDCWD, _point(target, points, folder=is_folder), target)
+    for tree, bind, is_folder in taken:
+        _put(tree, bind, is_folder, points)
     os.write(made, json.dumps(points).encode())
     _protect()
     _become(step)
@@ -104,6 +104,44 @@ def mount_layers(layers: list[str], root: str, upper: str = "", work: str = "") 
         # The upper folder becomes a layer, so it must hold whole files and folders.
         options += f",upperdir={upper},workdir={work},redirect_dir=off,metacopy=off,index=off,xino=off"
     sc.mount("overlay", root, "overlay", sc.MS_NODEV, options)
+
+
+def _taken(bind: dict[str, Any]) -> tuple[int, dict[str, Any], bool]:
+    """A bind as a tree that can be moved into the image; -1 for a tmpfs."""
+    if "tmpfs" in bind:
+        return -1, bind, True
+    source = bind["source"]
+    if "layers" in bind or "upper" in bind:
+        inner = source if "layers" in bind else ""
+        lowers = bind.get("layers") or [source]
+        mount_layers(lowers, bind["root"], bind.get("upper", ""), bind.get("work", ""))
+        source = _beneath(bind["root"], inner)
+    elif "root" in bind and os.path.isfile(source) is False and not os.path.isdir(source):  # noqa: PTH112, PTH113
+        raise OSError(2, "there is no such file or folder", source)
+    return _take(source), bind, os.path.isdir(source)  # noqa: PTH112
+
+
+def _beneath(root: str, path: str) -> str:
+    """The place that a path leads to inside a root, whatever links are on the way."""
+    from labctl.image.beneath import Beneath
+
+    with Beneath(root) as beneath:
+        descriptor = beneath.open(path, os.O_PATH)
+        try:
+            return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
+        finally:
+            os.close(descriptor)
+
+
+def _put(tree: int, bind: dict[str, Any], is_folder: bool, points: list[str]) -> None:
+    point = _point(bind["target"], points, folder=is_folder)
+    if tree < 0:
+        sc.mount("tmpfs", point, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, f"size={bind['tmpfs']}")
+        return
+    sc.move_mount(tree, sc.AT_FDCWD, point, bind["target"])
+    if bind.get("ro") and "upper" not in bind:
+        flags = sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
+        sc.mount(None, point, None, flags)
 
 
 def _take(path: str) -> int:

@@ -136,7 +136,7 @@ class Store:
             entry for entry in entries if _short_digest(ref) and entry.digest.startswith(_short_digest(ref))
         ]
         if not found:
-            name = refs.parse(ref).familiar
+            name = refs.stored(ref).familiar
             found = [entry for entry in entries if entry.annotations.get(REF_NAME) == name]
         wanted = oci_arch(arch) if arch else ""
         if wanted:
@@ -202,6 +202,12 @@ class Store:
         self.index.put(entry)
         return replace(image, ref=marks.get(REF_NAME, ""), annotations=marks)
 
+    def mark(self, image: Image, marks: Mapping[str, str]) -> Image:
+        """Add annotations to an image's name in the store (not to its digest).  Call within `adding`."""
+        size = self.blobs.path(image.digest).stat().st_size
+        manifest = Descriptor(image.media_type, image.digest, size)
+        return self.name(manifest, image.ref, {**image.annotations, **marks})
+
     def tag(self, source: str, target: str, arch: str = "") -> Image:
         """Give an image one more name; the old holder of the name loses it.  Raises UsageError."""
         with self.adding():
@@ -210,7 +216,7 @@ class Store:
             marks = {
                 key: value
                 for key, value in image.annotations.items()
-                if not key.startswith("org.labctl.recipe")
+                if not key.startswith(("org.labctl.recipe", "org.labctl.read"))
             }
             return self.name(Descriptor(image.media_type, image.digest, size), target, marks)
 
@@ -264,6 +270,22 @@ class Store:
             return self.prune(timeout=0.2)[0]
         except Busy:
             return []  # somebody is adding: their prune, or the next one, takes the blobs
+
+    def remove_unnamed(self) -> Texts:
+        """Take images without a name that nobody uses out of the index; returns their digests."""
+        used = self.in_use()
+        gone: Texts = []
+
+        def named(entries: Sequence[Descriptor]) -> Any:
+            gone.extend(
+                entry.digest
+                for entry in entries
+                if REF_NAME not in entry.annotations and entry.digest not in used
+            )
+            return [entry for entry in entries if entry.digest not in gone or REF_NAME in entry.annotations]
+
+        self.index.change(named)
+        return gone
 
     def prune(self, timeout: float = 30.0, *, cache: bool = False) -> tuple[Texts, int]:
         """Remove blobs and unpacked layers that no image needs, and litter; (digests, bytes freed).

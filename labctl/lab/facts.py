@@ -101,7 +101,7 @@ def images(
     With `build` they are made; without, an image that isn't in the store stands there empty and is
     named in the second answer.  Raises UsageError for a name that nothing is known of.
     """
-    from labctl.image.obtain import recipe_for
+    from labctl.image.obtain import to_come
     from labctl.image.store import Store
 
     store = Store(options.home.cache / "images")
@@ -118,10 +118,8 @@ def images(
         if image:
             layers = tuple(str(path) for path in store.rootfs(image))
             found[key] = ImageFacts(ref, arch, image.digest, layers, image.config)
-        elif recipe_for(ref):
-            missing.append(f"image {ref} for {arch} is still to be built")
         else:
-            store.resolve(ref, arch)
+            missing.append(to_come(store, ref, arch))
     return found, list(dict.fromkeys(missing))
 
 

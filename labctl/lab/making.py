@@ -179,6 +179,16 @@ def _reserve(
 ) -> tuple[planner.Planned, _Lab, LabRow]:
     """Plan, and write the lab with its claims into the ledger; a subnet lost to another labctl in
     between is chosen anew."""
+    from labctl.image.store import Store
+
+    # Held until the images are pinned, so that no `image rm` takes one between.
+    with Store(options.home.cache / "images").adding():
+        return _reserved(ledger, profile, options, emit)
+
+
+def _reserved(
+    ledger: Ledger, profile: Profile, options: Options, emit: Emit
+) -> tuple[planner.Planned, _Lab, LabRow]:
     for left in reversed(range(SUBNET_TRIES)):
         planned, lab, _ = _plan(ledger, profile, options, emit, build=True)
         row = LabRow(
@@ -206,9 +216,8 @@ def _pin(planned: planner.Planned, row: LabRow, options: Options) -> None:
     from labctl.image.store import Store
 
     store = Store(options.home.cache / "images")
-    for ref, arch in {(r.image, r.arch) for r in planned.records.values() if r.digest}:
-        if image := store.find(ref, arch):
-            store.pin(image, f"lab:{row.id}")
+    for digest in {record.digest for record in planned.records.values() if record.digest}:
+        store.pins.put(f"lab:{row.id}", digest)
 
 
 def _phases(emit: Emit, planned: planner.Planned) -> Emit:

@@ -219,7 +219,9 @@ class Node(Model):
     image: Text = Field(
         default="base",
         min_length=1,
-        description="The image whose file system it runs, the same on every tier.",
+        description="The image whose file system it runs, the same on every tier: a name, one in a registry "
+        "(HOST/NAME:TAG), or a path (./web, /srv/box.tar) to a folder with a Containerfile or a recipe, or "
+        "to an archive.",
     )
     inside: Text = Field(default="", description="A VM of the lab that this container runs in.")
     arch: MaybeArch = Field(

@@ -151,8 +151,10 @@ _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_:@-]+)+", re.ASCII)
 
 def _words(rules: Rules, key: str, node: Node) -> None:
     place = ("nodes", key)
-    if not _IMAGE.fullmatch(node.image):
-        hint = "for example base, or registry.example.org/team/image:1.2"
+    if node.image.startswith("/") and node.image.isprintable():
+        pass  # a file or folder, made absolute; it need not be there to validate a profile
+    elif not _IMAGE.fullmatch(node.image):
+        hint = "for example base, registry.example.org/team/image:1.2, or a path: ./web"
         rules.say((*place, "image"), f"{shown(node.image)} is no image's name", hint)
     elif rules.images is not None and node.image not in rules.images:
         rules.unknown((*place, "image"), "image", node.image, rules.images)

@@ -261,13 +261,21 @@ def _routes(item: Item, shaping: Shaping) -> Item:
     return each(listed, lambda child: shape_map(child, shapes, shaping))
 
 
+def _image(item: Item, shaping: Shaping) -> Item:
+    """A name, or a path, which starts at the profile's folder."""
+    item = item.as_text()
+    is_path = item.text in (".", "..") or item.text.startswith(("/", "./", "../", "~/"))
+    return path(item, shaping) if is_path else item
+
+
 _TEXTS = """
-description image inside arch kernel machine cpu hostname workdir user stop_signal gateway gateway6
+description inside arch kernel machine cpu hostname workdir user stop_signal gateway gateway6
 tier devices
 """
 _SHAPES: dict[str, Shape] = {
     **dict.fromkeys(_TEXTS.split(), text),
     "root": path,
+    "image": _image,
     "aliases": texts,
     "networks": _networks,
     "routes": _routes,

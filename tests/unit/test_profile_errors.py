@@ -103,7 +103,7 @@ def test_the_whole_file(text: str, problem: str) -> None:
         ("a: {env: [X]}", "nodes.a.env[0]: must be KEY=VALUE, not 'X'"),
         ("a: {env: {X: [1]}}", "nodes.a.env.X: must be text, not a list"),
         ("a: {env: {'': 1}}", "nodes.a.env.\"\": '' can't be the name of a variable"),
-        ("a: {image: 'a b'}", "nodes.a.image: 'a b' is no image's name (for example base, or registry.example.org/team/image:1.2)"),
+        ("a: {image: 'a b'}", "nodes.a.image: 'a b' is no image's name (for example base, registry.example.org/team/image:1.2, or a path: ./web)"),
         ("a: {arch: vax}", "nodes.a.arch: 'vax' is no architecture labctl knows: x86_64, aarch64, riscv64"),
         ("a: {ports: [x]}", "nodes.a.ports[0]: 'x' must be a port such as 80, 8080:80, 127.0.0.1:8080:80 or 5353:53/udp"),
         ("a: {ports: [{node_port: 0}]}", "nodes.a.ports[0].node_port: must be at least 1, not '0'"),

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+from labctl.image.refs import remote
 from labctl.image.registry.client import Client, RegistryError
-from labctl.image.registry.pull import pull
+from labctl.image.registry.pull import pull, pull_all
 from labctl.image.registry.push import push
 
-__all__ = ["Client", "RegistryError", "delete", "pull", "push", "tags"]
+__all__ = ["Client", "RegistryError", "delete", "pull", "pull_all", "push", "tags"]
 
 
-def tags(ref: str, *, insecure: bool = False) -> list[str]:
+def tags(ref: str, *, insecure: bool = False, ca: str = "") -> list[str]:
     """The tags of a repository, in order.  Raises RegistryError, UsageError."""
-    from labctl.image import refs
-
-    name = refs.parse(ref)
-    return Client(name.registry, insecure=insecure).tags(name.repository)
+    name = remote(ref)
+    return Client(name.registry, insecure=insecure, ca=ca).tags(name.repository)
 
 
-def delete(ref: str, *, insecure: bool = False) -> str:
+def delete(ref: str, *, insecure: bool = False, ca: str = "") -> str:
     """Delete the manifest that a name stands for at the registry; returns its digest.
 
     Raises RegistryError, also where the registry doesn't allow it.
     """
-    from labctl.image import refs
-
-    name = refs.parse(ref)
-    client = Client(name.registry, insecure=insecure)
+    name = remote(ref)
+    client = Client(name.registry, insecure=insecure, ca=ca)
     digest = name.digest or client.manifest(name.repository, name.wanted).digest
     client.delete(name.repository, digest)
     return digest

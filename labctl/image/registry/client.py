@@ -1,17 +1,15 @@
 """The HTTP side of a registry: one method a call of the distribution specification.
 
 Retries with back-off what may go well later (lost connections, 429, 5xx); follows a bounded number of
-redirects and keeps its Authorization from other hosts; asks for a token at most once a request.
+redirects and keeps its Authorization from other hosts; asks for a token at most once a request.  How the
+connection is made is the business of `transport`.
 """
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
-import http.client
-import ipaddress
 import json
-import socket
-import ssl
 import threading
 import time
 import urllib.error
@@ -19,20 +17,19 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from labctl.errors import LabError
 from labctl.image.blobs import MAX_DOCUMENT, parse_json
 from labctl.image.model import INDEX, INDEXES, MANIFEST, MANIFESTS, BadImage
 from labctl.image.registry.auth import Challenge, challenges, credentials
+from labctl.image.registry.transport import LOST, Transport
 
 ACCEPT = ", ".join([INDEX, MANIFEST, *sorted(INDEXES - {INDEX}), *sorted(MANIFESTS - {MANIFEST})])
-TIMEOUT = 30.0  # seconds without a byte
 TRIES = 5
 LONGEST_PAUSE = 20.0
+CERTIFICATE = 495  # as nginx counts it: no use in trying again
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
-_LOST = (ConnectionError, TimeoutError, http.client.HTTPException, socket.timeout)
 
 
 class RegistryError(LabError):
@@ -41,6 +38,7 @@ class RegistryError(LabError):
     def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+        self.wait = 0.0  # seconds that the registry asks to wait before the next try
 
 
 @dataclass(frozen=True)
@@ -52,28 +50,21 @@ class Fetched:
     digest: str
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        """Redirects are followed by hand: their number and what they may carry are ours to say."""
-
-
 class Client:
     """One registry.  Safe for use by several threads."""
 
-    def __init__(self, registry: str, *, insecure: bool = False) -> None:
+    def __init__(self, registry: str, *, insecure: bool = False, ca: str = "") -> None:
         self.registry = registry
         host = "registry-1.docker.io" if registry == "docker.io" else registry
-        scheme = "http" if insecure or is_loopback(registry) else "https"
-        self.base = f"{scheme}://{host}"
+        self.transport = Transport(registry, host, insecure=insecure, ca=ca)
         self._credentials = credentials(registry)
         self._tokens: dict[str, str] = {}
         self._lock = threading.Lock()
-        handlers: list[Any] = [_NoRedirect()]
-        if scheme == "https":
-            handlers.append(urllib.request.HTTPSHandler(context=_tls(registry)))
-        if is_loopback(registry):
-            handlers.append(urllib.request.ProxyHandler({}))
-        self._opener = urllib.request.build_opener(*handlers)
+
+    @property
+    def base(self) -> str:
+        """The registry's URL."""
+        return self.transport.base
 
     # -- what can be asked ------------------------------------------------------------------------
 
@@ -109,14 +100,23 @@ class Client:
             raise
         return True
 
-    def start_upload(self, repository: str, mount: str = "", source: str = "") -> str:
-        """Begin an upload; returns its URL, or "" when the blob was mounted from the repository `source`."""
+    def start_upload(self, repository: str, mount: str = "", source: str = "") -> tuple[str, int]:
+        """Begin an upload: its URL, or "" when the blob was mounted from the repository `source`; and the
+        least bytes that the registry wants in each piece but the last (0: any).
+        """
         query = f"?mount={mount}&from={urllib.parse.quote(source, safe='')}" if mount and source else ""
         path = f"/v2/{repository}/blobs/uploads/{query}"
-        with self.call("POST", path, repository, data=b"", push=True, also=source) as answer:
+        try:
+            answer = self.call("POST", path, repository, data=b"", push=True, also=source if mount else "")
+        except RegistryError as error:
+            if not query or error.status not in (400, 401, 403, 404, 405):
+                raise
+            return self.start_upload(repository)  # we may not take from there: send it
+        with answer:
+            least = answer.headers.get("OCI-Chunk-Min-Length", "")
             if answer.status == 201:
-                return ""
-            return self._location(answer)
+                return "", 0
+            return self._location(answer), int(least) if least.isdigit() else 0
 
     def upload(self, repository: str, url: str, data: bytes, start: int) -> str:
         """Send one piece; returns the URL for the next."""
@@ -183,10 +183,9 @@ class Client:
             try:
                 return self._once(method, url, rights, data, dict(headers or {}))
             except RegistryError as error:
-                wait = getattr(error, "wait", 0.0)
-                if not left or error.status not in _AGAIN | {0} or wait > LONGEST_PAUSE:
+                if not left or error.status not in _AGAIN | {0} or error.wait > LONGEST_PAUSE:
                     raise
-                time.sleep(max(pause, wait))
+                time.sleep(max(pause, error.wait))
                 pause = min(pause * 3, LONGEST_PAUSE)
         raise AssertionError("unreachable")
 
@@ -198,13 +197,20 @@ class Client:
             request = urllib.request.Request(
                 url, data=data, headers={**headers, "User-Agent": "labctl"}, method=method
             )
+            request.remove_header("Content-type") if data == b"" else None
             token = self._tokens.get(rights, "")
             if token and urllib.parse.urlsplit(url).netloc == own:
                 request.add_unredirected_header("Authorization", token)
             try:
-                return self._opener.open(request, timeout=TIMEOUT)
+                answer = self.transport.open(request)
+                self.transport.settled = True
+                return answer
             except urllib.error.HTTPError as error:
                 with error:
+                    if error.code == 400 and self.transport.turned_to_tls():
+                        own, url = self._moved(url)
+                        continue
+                    self.transport.settled = True
                     if error.code in (301, 302, 303, 307, 308) and hops < 8:
                         hops += 1
                         url = self._redirected(url, error.headers.get("Location", ""))
@@ -214,12 +220,25 @@ class Client:
                         if self._authorize(error.headers.get_all("WWW-Authenticate") or [], rights):
                             continue
                     raise self._refused(method, url, error) from None
-            except (*_LOST, urllib.error.URLError, OSError) as error:
-                reason = getattr(error, "reason", error)
-                raise RegistryError(
-                    f"cannot reach {self.registry}: {reason}",
-                    hint="check the name, the network and proxies; --insecure for a registry without TLS",
-                ) from error
+            except (*LOST, urllib.error.URLError, OSError) as error:
+                if self.transport.turned_to_tls():
+                    own, url = self._moved(url)
+                    continue
+                raise self._unreached(error) from error
+
+    def _moved(self, url: str) -> tuple[str, str]:
+        """After the change to TLS: the registry's host and port, and the URL there."""
+        parts = urllib.parse.urlsplit(self.base)
+        return parts.netloc, urllib.parse.urlsplit(url)._replace(scheme=parts.scheme).geturl()
+
+    def _unreached(self, error: BaseException) -> RegistryError:
+        reason = getattr(error, "reason", error)
+        hint = "check the name, the network and proxies; --insecure for a registry without TLS"
+        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+            folder = f"/etc/docker/certs.d/{self.registry}"
+            hint = f"put its authority into {folder}/ca.crt, or name it with --ca FILE"
+        status = CERTIFICATE if "CERTIFICATE_VERIFY_FAILED" in str(reason) else 0
+        return RegistryError(f"cannot reach {self.registry}: {reason}", hint=hint, status=status)
 
     def _redirected(self, url: str, location: str) -> str:
         target = urllib.parse.urljoin(url, location)
@@ -238,7 +257,7 @@ class Client:
         try:
             said = json.loads(error.read(65536))["errors"][0]
             words = f"{said.get('code', '')}: {said.get('message', '')}".strip(": ")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, *_LOST):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, *LOST):
             words = error.reason
         hint = {
             401: f"log in first: docker login {self.registry}, or write ~/.docker/config.json",
@@ -251,8 +270,7 @@ class Client:
         refused = RegistryError(
             f"{self.registry}: {method} {path}: {error.code} {words}", hint=hint, status=error.code
         )
-        after = error.headers.get("Retry-After", "")
-        refused.wait = float(after) if after.isdigit() else 0.0  # type: ignore[attr-defined]
+        refused.wait = _pause(error.headers.get("Retry-After", ""))
         return refused
 
     # -- who we are -------------------------------------------------------------------------------
@@ -297,7 +315,7 @@ class Client:
             query = urllib.parse.urlencode([field for field in fields if field[1]])
             request = urllib.request.Request(f"{realm}{'&' if parts.query else '?'}{query}", headers=headers)
         try:
-            with self._opener.open(request, timeout=TIMEOUT) as answer:
+            with self.transport.open(request) as answer:
                 document = parse_json(_read(answer), "the token")
         except urllib.error.HTTPError as error:
             with error:
@@ -306,7 +324,7 @@ class Client:
                     hint=f"log in first: docker login {self.registry}",
                     status=error.code,
                 ) from None
-        except (*_LOST, urllib.error.URLError, OSError) as error:
+        except (*LOST, urllib.error.URLError, OSError) as error:
             raise RegistryError(f"cannot reach {realm}: {getattr(error, 'reason', error)}") from error
         token = document.get("token") or document.get("access_token") if isinstance(document, dict) else ""
         if not token:
@@ -314,32 +332,21 @@ class Client:
         return f"Bearer {token}"
 
 
-def is_loopback(registry: str) -> bool:
-    """Whether the registry is on this machine, so that plain HTTP is allowed."""
-    host = registry.rpartition(":")[0] if registry.rpartition(":")[2].isdigit() else registry
-    host = host.strip("[]")
-    if host == "localhost":
-        return True
+def _pause(text: str) -> float:
+    """Retry-After in seconds: a number, or a date (RFC 9110, 10.2.3)."""
+    if text.isdigit():
+        return float(text)
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _tls(registry: str) -> ssl.SSLContext:
-    """The system's certificates, and the registry's own as docker and podman keep it."""
-    context = ssl.create_default_context()
-    for folder in ("/etc/docker/certs.d", "/etc/containers/certs.d"):
-        for path in sorted((Path(folder) / registry).glob("*.crt")):
-            context.load_verify_locations(path)
-    return context
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _read(answer: IO[bytes]) -> bytes:
     """A document of bounded size."""
     try:
         data = answer.read(MAX_DOCUMENT + 1)
-    except (*_LOST, OSError) as error:
+    except (*LOST, OSError) as error:
         raise RegistryError(f"the connection broke: {error}") from error
     if len(data) > MAX_DOCUMENT:
         raise BadImage(f"the registry sent a document of more than {MAX_DOCUMENT} bytes")

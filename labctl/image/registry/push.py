@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -10,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labctl.errors import UsageError
 from labctl.events import Emit, Note, Progress, silent
 from labctl.image import refs
 from labctl.image.blobs import Blob
 from labctl.image.model import CONFIG, INDEX, LAYER, MANIFEST, REF_NAME, Descriptor, Image, Layer
-from labctl.image.registry.client import TRIES, Client, RegistryError
+from labctl.image.registry.client import LONGEST_PAUSE, TRIES, Client, RegistryError
+from labctl.image.registry.pull import PULLED
 from labctl.image.streams import chunks_of, packed
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ PIECE = 16 << 20
 
 def push(
     store: Store, ref: str, emit: Emit = silent, *, target: str = "", arch: str = "", compress: str = "gzip",
-    insecure: bool = False, all_platforms: bool = False,
+    insecure: bool = False, ca: str = "", all_platforms: bool = False,
 ) -> str:  # fmt: skip
     """Push the image `ref` under the name `target` (its own when empty); returns the digest at the registry.
 
@@ -35,8 +38,10 @@ def push(
     `all_platforms`, the image of every architecture under that name goes, and an index of them.
     Raises UsageError, RegistryError.
     """
-    name = refs.parse(target or ref)
-    client = Client(name.registry, insecure=insecure)
+    name = refs.remote(target or ref)
+    if name.digest:
+        raise UsageError(f"an image is pushed under a tag, not under the digest in {name}")
+    client = Client(name.registry, insecure=insecure, ca=ca)
     emit(Note("", f"pushing {ref} to {name}"))
     with store.adding():
         if not all_platforms:
@@ -72,7 +77,7 @@ class _Push:
 
     def image(self, image: Image, wanted: str) -> Descriptor:
         """Blobs, then the manifest under `wanted` (its digest when empty)."""
-        source = image.annotations.get("org.labctl.pulled", "")
+        source = image.annotations.get(PULLED, "")
         registry, _, repository = source.partition("/")
         origin = repository if registry == self.client.registry and repository != self.repository else ""
         total = sum(layer.size for layer in image.layers)
@@ -121,57 +126,86 @@ class _Push:
         # What it was compressed to the last time: when the registry has that, nothing need be done.
         note = self.store.root / "cache" / f"{self.compress}-{layer.digest[7:]}"
         known = _noted(note)
-        if known and self.client.has_blob(self.repository, known.digest):
+        if known and self._there(known.digest, origin):
             return Descriptor(media_type, known.digest, known.size)
         with self.store.scratch.file("push") as (path, descriptor):
             with blobs.open(layer.digest) as file, packed(chunks_of(file), self.compress) as chunks:
                 blob = _written(descriptor, chunks)
             self._blob(blob.digest, path, "")
+        self._remember(note, [blob.digest, blob.size])
+        return Descriptor(media_type, blob.digest, blob.size)
+
+    def _remember(self, note: Path, what: list[object]) -> None:
         with self.store.scratch.file("note") as (fresh, descriptor):
-            os.write(descriptor, json.dumps([blob.digest, blob.size]).encode())
+            os.write(descriptor, json.dumps(what).encode())
             note.parent.mkdir(exist_ok=True)
             fresh.rename(note)
-        return Descriptor(media_type, blob.digest, blob.size)
+
+    def _place(self, digest: str) -> Path:
+        """The note that says in which repository of this registry we left a blob the last time."""
+        registry = hashlib.sha256(self.client.registry.encode()).hexdigest()[:12]
+        return self.store.root / "cache" / f"at-{registry}-{digest[7:]}"
+
+    def _origin(self, digest: str, origin: str) -> str:
+        """Another repository of this registry that has the blob, as far as we know; "" if none."""
+        if origin:
+            return origin
+        try:
+            known = str(json.loads(self._place(digest).read_text())[0])
+        except (OSError, ValueError, IndexError, TypeError):
+            return ""
+        return known if known != self.repository else ""
+
+    def _there(self, digest: str, origin: str) -> bool:
+        """Whether the repository has the blob, or can take it over from another one of ours."""
+        if self.client.has_blob(self.repository, digest):
+            return True
+        known = self._origin(digest, origin)
+        return bool(known) and self.client.start_upload(self.repository, digest, known)[0] == ""
 
     def _blob(self, digest: str, path: Path, origin: str) -> None:
         """Send one blob unless the registry has it or can take it over from another repository of ours."""
-        if self.client.has_blob(self.repository, digest):
-            return
-        url = self.client.start_upload(self.repository, digest if origin else "", origin)
-        if not url:
-            return
+        if not self.client.has_blob(self.repository, digest):
+            known = self._origin(digest, origin)
+            url, least = self.client.start_upload(self.repository, digest if known else "", known)
+            failures = 0
+            while url:
+                try:
+                    url = self._send(url, path, max(PIECE, least))
+                    self.client.finish_upload(self.repository, url, digest)
+                    break
+                except RegistryError as error:
+                    # The upload is lost, or its last answer was: then the blob is there.
+                    failures += 1
+                    if self.client.has_blob(self.repository, digest):
+                        break
+                    if error.status not in (404, 416) or failures >= TRIES:
+                        raise
+                    url, least = self.client.start_upload(self.repository)
+        self._remember(self._place(digest), [self.repository])
+
+    def _send(self, url: str, path: Path, piece: int) -> str:
+        """All bytes of the file into the upload; returns the URL where it is to be closed."""
         size, at, failures = path.stat().st_size, 0, 0
         with path.open("rb") as file:
             while at < size:
                 file.seek(at)
-                piece = file.read(PIECE)
+                data = file.read(piece)
                 try:
-                    url = self.client.upload(self.repository, url, piece, at)
-                    at += len(piece)
+                    url = self.client.upload(self.repository, url, data, at)
+                    at += len(data)
                     failures = 0
                 except RegistryError as error:
                     failures += 1
-                    if failures >= TRIES or (
-                        error.status and error.status < 500 and error.status not in (408, 416, 429)
-                    ):
+                    final = error.status and error.status < 500 and error.status not in (408, 416, 429)
+                    if failures >= TRIES or final:
                         raise
-                    time.sleep(min(0.1 * 3**failures, 10))
-                    url, at = self._stands(url)
-        self.client.finish_upload(self.repository, url, digest)
-
-    def _stands(self, url: str) -> tuple[str, int]:
-        """Where to go on with an upload that broke off; from the start in a new one when it is lost."""
-        try:
-            return self.client.upload_offset(self.repository, url)
-        except RegistryError as error:
-            if error.status != 404:
-                raise
-            return self.client.start_upload(self.repository), 0
+                    time.sleep(max(min(0.1 * 3**failures, 10), min(error.wait, LONGEST_PAUSE)))
+                    url, at = self.client.upload_offset(self.repository, url)
+        return url
 
 
 def _written(descriptor: int, chunks: Any) -> Blob:
-    import hashlib
-
     hasher, size = hashlib.sha256(), 0
     for chunk in chunks:
         hasher.update(chunk)

@@ -1,0 +1,222 @@
+"""Verbs that bring images in and out: registries, archives, root file systems, disks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from labctl.cli import screen
+from labctl.cli.image_words import Arch, Ca, Insecure, Ref, app, complete_image, store_of
+from labctl.cli.session import Session, verb
+from labctl.errors import UsageError
+
+Remote = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="HOST[:PORT]/NAME[:TAG|@DIGEST]; without a host, docker.io.")
+]
+
+
+@app.command()
+@verb()
+def pull(
+    session: Session,
+    refs: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="HOST[:PORT]/NAME[:TAG|@DIGEST], or docker.io's.")
+    ],
+    arch: Arch = "",
+    all_platforms: Annotated[bool, typer.Option("--all-platforms", help="Every architecture.")] = False,
+    insecure: Insecure = False,
+    ca: Ca = "",
+) -> None:
+    """Bring images from a registry into the store; what broke off goes on where it was.
+
+    \b
+    Logins are read from ~/.docker/config.json and podman's auth.json, credential helpers included;
+    certificates also from /etc/docker/certs.d and /etc/containers/certs.d.  Plain HTTP is spoken only on
+    this machine, or with --insecure.
+    \b
+    Examples:
+      labctl image pull localhost:5000/class/web:1
+      labctl image pull registry.example.org/team/app@sha256:…
+      labctl image pull debian:bookworm --arch arm64
+    """
+    from labctl.image.registry import pull_all as fetch
+
+    images: list[Any] = []
+    with session.drawing() as emit:
+        store = store_of(session)
+        for ref in refs:
+            images += fetch(
+                store, ref, emit, arch=arch, insecure=insecure, ca=ca, all_platforms=all_platforms
+            )
+    _told(session, images)
+
+
+@app.command()
+@verb()
+def push(
+    session: Session,
+    ref: Ref,
+    target: Annotated[
+        str, typer.Argument(metavar="[TARGET]", help="HOST[:PORT]/NAME[:TAG]; else the image's own name.")
+    ] = "",
+    arch: Arch = "",
+    all_platforms: Annotated[
+        bool, typer.Option("--all-platforms", help="Every architecture under that name, and an index.")
+    ] = False,
+    compress: Annotated[
+        str, typer.Option("--compress", metavar="HOW", help="gzip, zstd, or none: layers as they are.")
+    ] = "gzip",
+    insecure: Insecure = False,
+    ca: Ca = "",
+) -> None:
+    """Push an image to a registry; layers that it has already are not sent again.
+
+    \b
+    Examples:
+      labctl image push class/web:1 localhost:5000/class/web:1
+      labctl image push localhost:5000/class/web:1 --compress zstd
+    """
+    from labctl.image.registry import push as send
+
+    if compress not in ("gzip", "zstd", "none"):
+        raise UsageError(f"--compress {compress}: gzip, zstd or none is expected")
+    with session.drawing() as emit:
+        digest = send(
+            store_of(session), ref, emit, target=target, arch=arch, insecure=insecure, ca=ca,
+            compress="" if compress == "none" else compress, all_platforms=all_platforms,
+        )  # fmt: skip
+    if session.json:
+        screen.document({"image": target or ref, "digest": digest})
+    else:
+        screen.line(f"{target or ref}  {digest}")
+
+
+@app.command()
+@verb()
+def tags(session: Session, ref: Remote, insecure: Insecure = False, ca: Ca = "") -> None:
+    """List the tags of a repository in a registry.
+
+    \b
+    Examples:
+      labctl image tags localhost:5000/class/web
+    """
+    from labctl.image.registry import tags as ask
+
+    found = ask(ref, insecure=insecure, ca=ca)
+    if session.json:
+        screen.document({"repository": ref, "tags": found})
+    else:
+        for name in found:
+            screen.line(name)
+
+
+@app.command()
+@verb()
+def delete(session: Session, ref: Remote, insecure: Insecure = False, ca: Ca = "") -> None:
+    """Delete an image in a registry (`image rm` is for the store here).
+
+    \b
+    Examples:
+      labctl image delete localhost:5000/class/web:1
+    """
+    from labctl.image.registry import delete as remove
+
+    digest = remove(ref, insecure=insecure, ca=ca)
+    if session.json:
+        screen.document({"image": ref, "digest": digest})
+    else:
+        screen.line(f"{ref}  {digest}")
+
+
+@app.command("import")
+@verb()
+def import_(
+    session: Session,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="An archive, a folder, a root file system's tar, a disk; - is stdin."
+        ),
+    ],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="[NAME]", help="Its name here; a root file system and a disk have none else."),
+    ] = "",
+    arch: Arch = "",
+) -> None:
+    """Bring an image in from a file or folder, told by its content.
+
+    oci-archive, docker-archive (docker save), an OCI layout, a tar or a folder with a root file system,
+    packed or not; and disks: qcow2, raw, VMDK, VDI, VHDX, VHD and OVA, whose largest Linux file system
+    becomes the image.
+
+    \b
+    Examples:
+      labctl image import web.tar
+      labctl image import rootfs.tar.xz class/box:1
+      docker save nginx | labctl image import -
+    """
+    with session.drawing() as emit:
+        images = _load(store_of(session), file, name, arch, emit)
+    _told(session, images)
+
+
+def _load(store: Any, file: str, name: str, arch: str, emit: Any) -> list[Any]:
+    from labctl.image.archive import load
+
+    if file != "-":
+        return load(store, Path(file).expanduser(), emit, ref=name, arch=arch)
+    if sys.stdin.isatty():
+        raise UsageError("there is no archive on standard input", hint="docker save IMAGE | labctl …")
+    with store.scratch.file("stdin") as (path, _):
+        with path.open("wb") as out:
+            while chunk := sys.stdin.buffer.read(1 << 20):
+                out.write(chunk)
+        return load(store, path, emit, ref=name, arch=arch)
+
+
+@app.command("export")
+@verb()
+def export(
+    session: Session,
+    ref: Annotated[
+        str,
+        typer.Argument(metavar="IMAGE", help="A name, or a digest.", autocompletion=complete_image),
+    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it; - is stdout.")],
+    kind: Annotated[
+        str,
+        typer.Option("--format", metavar="FORMAT", help="oci-archive, docker-archive or rootfs."),
+    ] = "",
+    arch: Arch = "",
+) -> None:
+    """Write an image to a file, for other tools.
+
+    Without --format the file's name decides: .tar is an oci-archive.
+
+    \b
+    Examples:
+      labctl image export base base.tar
+      labctl image export base - --format docker-archive | docker load
+    """
+    from labctl.image.archive import save
+
+    store = store_of(session)
+    if file == "-" and sys.stdout.isatty():
+        raise UsageError("an image is no text for a terminal", hint="name a file, or pipe it")
+    with session.drawing():
+        path = Path("/dev/stdout") if file == "-" else Path(file).expanduser()
+        save(store, ref, path, kind or "oci-archive", arch=arch)
+    if session.json and file != "-":
+        screen.document({"image": ref, "file": str(path), "bytes": path.stat().st_size})
+
+
+def _told(session: Session, images: list[Any]) -> None:
+    if session.json:
+        screen.document({"images": images})
+        return
+    for image in images:
+        screen.line(f"{image.ref or '(no name)'}  {image.digest}  {screen.size(image.size)}")
