@@ -7,8 +7,9 @@ Exit codes (docs/exit-codes.md): 0 done, 1 failed, 2 bad usage or profile, 3 a c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
+
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

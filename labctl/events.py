@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import time
+
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ two users never meet.  As root: /var/lib/labctl and /var/cache/labctl.  Otherwis
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.errors import LabError
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Home:
         try:
             self.state.mkdir(parents=True, exist_ok=True)
             fresh = path.with_name(f"instance.{os.getpid()}")
-            fresh.write_text(secrets.token_hex(4) + "\n")
+            fresh.write_text(os.urandom(4).hex() + "\n")
             try:
                 # link(2) fails when another process was first, so that both end up with one id.
                 os.link(fresh, path)

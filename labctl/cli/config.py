@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
 
 from labctl.errors import Problem, ProfileError, UsageError, Where
+from labctl.records import dataclass
 
 PROGRESS = ("auto", "plain", "json", "tty")
 
@@ -62,6 +62,8 @@ def _over(config: Config, path: Path) -> Config:
 
 
 def _problems(content: dict[object, object], path: Path) -> list[Problem]:
+    from difflib import get_close_matches
+
     known = list(Config.__dataclass_fields__)
     problems = []
     for key, value in content.items():

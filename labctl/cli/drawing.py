@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
 from labctl.cli.screen import clean, width
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

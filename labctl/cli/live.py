@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import TracebackType
 
 from rich.console import Console
@@ -20,6 +20,7 @@ from rich.text import Text
 from labctl.cli.progress import failure, topic
 from labctl.cli.screen import clean, seconds
 from labctl.events import Event, NodePhase, Note, Progress, StepDone, StepFailed, StepStarted
+from labctl.records import dataclass
 
 STYLES = {"ready": "green", "running": "green", "failed": "red", "skipped": "yellow", "stopped": "dim"}
 ENDS = frozenset({"ready", "failed", "skipped", "stopped", "paused"})

@@ -6,13 +6,12 @@ Read from the ledger alone, so that completion and a wrong name are quick.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from labctl.errors import UsageError
 from labctl.home import Home
+from labctl.records import dataclass
 
 
 class Address(NamedTuple):
@@ -121,6 +120,8 @@ class Names:
 
 
 def _nearest(word: str, known: list[str], otherwise: str) -> str:
+    from difflib import get_close_matches
+
     near = get_close_matches(word, known, 1, 0.5)
     return f"did you mean {near[0]!r}?" if near else otherwise
 

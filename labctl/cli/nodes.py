@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from labctl.cli.backend import options
 from labctl.cli.session import Session, key_values, verb
 from labctl.errors import LabError, UsageError
 from labctl.lab import api
+from labctl.records import dataclass
 
 app = typer.Typer(rich_markup_mode=None)
 

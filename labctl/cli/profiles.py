@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +40,8 @@ def find(profile: str) -> Path:
     shipped = {file.stem: file for file in sorted(data("profiles").glob("*.yaml"))}
     if profile in shipped:
         return shipped[profile]
+    from difflib import get_close_matches
+
     near = get_close_matches(profile, list(shipped), 1)
     known = f"did you mean {near[0]!r}?" if near else f"shipped profiles: {', '.join(shipped) or 'none'}"
     raise UsageError(f"no file and no shipped profile is called {profile!r}", hint=known)

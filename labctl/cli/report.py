@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +84,9 @@ def _unexpected(error: BaseException, message: str) -> int:
 
 def _keep_traceback(error: BaseException) -> str:
     """Write the traceback where it can be found later; says where."""
+    import tempfile
+    import traceback
+
     from labctl.home import Home
 
     text = "".join(traceback.format_exception(error))

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from labctl.cli import config, report
 from labctl.errors import UsageError
 from labctl.events import Emit
 from labctl.home import Home
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +17,7 @@ from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest import copying
 from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream
 from labctl.guest.pipes import collect, standard_streams
+from labctl.records import dataclass
 
 _LOOK_SECONDS = 30.0
 _POLL_SECONDS = 0.1

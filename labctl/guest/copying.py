@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
 from labctl.errors import LabError, UsageError
 from labctl.guest import trees
 from labctl.guest.machine import Copied
+from labctl.records import dataclass
 
 S = TypeVar("S")
 T = TypeVar("T")

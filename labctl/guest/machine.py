@@ -8,8 +8,9 @@ could not be executed, 128 + n when signal n ended it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO, Literal, Protocol, runtime_checkable
+
+from labctl.records import dataclass
 
 Source = IO[bytes] | int | None
 """Where input comes from: a binary file, a descriptor, or None for no input at all."""

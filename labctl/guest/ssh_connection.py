@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labctl.errors import LabError, TimedOut
 from labctl.guest.ssh_session import CLOSE, REQUEST, TICK, close_channel, note_close, note_exit_signal
+from labctl.records import dataclass
 
 _KEEPALIVE = 15  # seconds
 _DEAD = 45_000  # milliseconds without an acknowledgement (tcp(7), TCP_USER_TIMEOUT)

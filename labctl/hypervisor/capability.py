@@ -8,12 +8,13 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 
 from labctl.home import Home
 from labctl.hypervisor.private import boot_id
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -22,6 +22,7 @@ from urllib.parse import unquote
 from labctl.errors import HostCannot, LabError, TimedOut
 from labctl.home import Home
 from labctl.hypervisor import private
+from labctl.records import dataclass
 
 T = TypeVar("T")
 

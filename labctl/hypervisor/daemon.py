@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ from labctl.home import Home
 from labctl.hypervisor import private
 from labctl.hypervisor.connection import reach, release
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 from xml.etree import ElementTree
@@ -21,6 +20,7 @@ from labctl.hypervisor import access, private, processes
 from labctl.hypervisor.connection import Libvirt, Lost, Missing, Refused, library, reach
 from labctl.hypervisor.xml import NAMESPACE, digest_of, domain_xml, mark_of, uuid_of
 from labctl.looks import ABSENT, Look, Owner, Presence, parse_mark
+from labctl.records import dataclass
 
 T = TypeVar("T")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from labctl.home import Home
@@ -10,6 +9,7 @@ from labctl.hypervisor import private, processes
 from labctl.hypervisor.connection import Libvirt, Missing
 from labctl.hypervisor.domain import DESTROY_SECONDS, read_mark, remove
 from labctl.looks import parse_mark
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
@@ -13,6 +12,7 @@ from labctl.hypervisor import access, processes
 from labctl.hypervisor.connection import Missing, Refused, library
 from labctl.hypervisor.domain import DESTROY_SECONDS, START_SECONDS, Domain
 from labctl.hypervisor.processes import Usage
+from labctl.records import dataclass
 
 _POLL_SECONDS = 0.05
 

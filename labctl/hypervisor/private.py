@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, sleep
 from urllib.parse import quote
@@ -31,6 +31,7 @@ from urllib.parse import quote
 from labctl.data import data
 from labctl.errors import Busy, HostCannot, LabError, TimedOut
 from labctl.home import Home
+from labctl.records import dataclass
 
 # The distribution's folders that libvirtd was compiled with, and what lies over each.
 FOLDERS = {

@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -22,6 +21,7 @@ from labctl.events import Emit, silent
 from labctl.home import Home
 from labctl.hypervisor.capability import Capability, cached
 from labctl.hypervisor.payload import PAYLOADS, WORD, X86_EXIT_STATUS
+from labctl.records import dataclass
 
 EMULATION_SECONDS = 10.0
 HARDWARE_SECONDS = 8.0

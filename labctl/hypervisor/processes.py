@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.hypervisor.private import end_processes, start_time
+from labctl.records import dataclass
 
 END_SECONDS = 15.0
 _MARK = b"LABCTL_MARK="

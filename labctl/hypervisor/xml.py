@@ -12,12 +12,13 @@ import json
 import re
 import uuid as uuids
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from labctl.data import data
 from labctl.errors import UsageError
 from labctl.looks import Owner
+from labctl.records import dataclass
 
 NAMESPACE = "https://labctl.dev/xmlns/domain/1.0"
 METADATA_KEY = "labctl"

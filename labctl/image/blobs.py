@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from labctl.errors import LabError
 from labctl.image.model import BadImage, Descriptor, is_digest
 from labctl.image.scratch import Scratch, sync_folder
+from labctl.records import dataclass
 
 CHUNK = 1 << 20
 #: Manifests and configurations are read into memory; registries refuse larger ones too.

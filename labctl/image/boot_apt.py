@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.errors import HostCannot, LabError
 from labctl.image.boot_files import fresh_file, locked, run
+from labctl.records import dataclass
 
 LISTS_HOURS = 24.0
 UPDATE_SECONDS = 300.0

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import struct
-from dataclasses import dataclass
 
 from labctl.errors import LabError
+from labctl.records import dataclass
 
 _KIND = b"ssh-ed25519"
 _MAGIC = b"openssh-key-v1\0"

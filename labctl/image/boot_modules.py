@@ -11,10 +11,11 @@ import json
 import lzma
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from labctl.errors import LabError
+from labctl.records import dataclass
 
 _SIGNED = b"~Module signature appended~\n"
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from labctl.errors import LabError
@@ -20,6 +20,7 @@ from labctl.events import Emit, Note, silent
 from labctl.image.boot_apt import AptRoot
 from labctl.image.boot_elf import is_elf, needs
 from labctl.image.boot_files import fresh_dir, fresh_file, locked, run
+from labctl.records import dataclass
 
 _FORMAT = 2
 # target in the machine's /run/labctl → package, paths in it (the first that is there)

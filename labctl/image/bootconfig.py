@@ -15,12 +15,13 @@ import signal
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from labctl.errors import LabError
 from labctl.image.boot_files import fresh_file
 from labctl.image.boot_keys import dropbear_key
+from labctl.records import dataclass
 
 CONFIG_SERIAL = "labconfig"
 ROOT_SERIAL = "labroot"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from labctl.image.model import Image, Layer, host_arch, oci_arch
 from labctl.image.pack import Packing, pack
 from labctl.image.runner import OverlayRunner, Runner, Step
 from labctl.image.store import Store
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

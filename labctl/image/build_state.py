@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from labctl.image.containerfile import Instruction
 from labctl.image.expand import BadWord, expand, expand_raw, expand_words
 from labctl.image.model import HistoryEntry, Image, ImageConfig, Layer
+from labctl.records import dataclass
 
 #: Build arguments that need no ARG, and that are kept out of history and cache (Dockerfile reference).
 PREDEFINED = frozenset(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from labctl.errors import UsageError, Where
+from labctl.records import dataclass
 
 KNOWN = frozenset(
     [

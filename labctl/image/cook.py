@@ -30,12 +30,11 @@ from labctl.image.packages import (
     streamed,
     unpack_deb,
 )
-from labctl.image.recipe import Recipe
+from labctl.image.recipe import KEY, Recipe
 
 if TYPE_CHECKING:
     from labctl.image.store import Store
 
-KEY = "org.labctl.recipe.key"
 NAME = "org.labctl.recipe"
 BUILD_SECONDS = 1800.0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.data import data
@@ -19,6 +18,7 @@ from labctl.image.boot_modules import Module, alias_file, dep_file
 from labctl.image.boot_programs import programs
 from labctl.image.boot_tsc import host_tsc_khz
 from labctl.image.kernels import Kernel
+from labctl.records import dataclass
 
 __all__ = ["command_line", "cpio", "host_tsc_khz", "initramfs", "module_names"]
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 import tomllib
-from dataclasses import dataclass
 from functools import cache as remember
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from labctl.image.boot_apt import AptRoot
 from labctl.image.boot_files import fresh_dir, fresh_file, locked, run
 from labctl.image.boot_modules import ModuleTree
 from labctl.image.boot_vmlinux import extract_vmlinux
+from labctl.records import dataclass
 
 DEFAULT_KERNELS = {"x86_64": "cloud-amd64", "aarch64": "cloud-arm64", "riscv64": "riscv64"}
 _FORMAT = 1  # raise when the layout of a cached kernel changes

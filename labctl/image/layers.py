@@ -11,8 +11,6 @@ from labctl.image.blobs import Blobs
 from labctl.image.locks import locked
 from labctl.image.model import BadImage, Layer
 from labctl.image.scratch import Scratch, remove
-from labctl.image.streams import Reader, plain
-from labctl.image.unpack import unpack
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +45,9 @@ class Layers:
         return path
 
     def _fill(self, layer: Layer, fresh: Path) -> None:
+        from labctl.image.streams import Reader, plain
+        from labctl.image.unpack import unpack
+
         with self.blobs.open(layer.digest) as file, plain(file) as chunks:
             reader = Reader(chunks, max_layer())
             unpack(reader, fresh)  # type: ignore[arg-type]
@@ -59,6 +60,8 @@ class Layers:
 
     def check(self, layer: Layer) -> str:
         """Hash the layer's tar; returns what is wrong, or ""."""
+        from labctl.image.streams import Reader, plain
+
         with self.blobs.open(layer.digest) as file, plain(file) as chunks:
             reader = Reader(chunks, max_layer())
             reader.drain()

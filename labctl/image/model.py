@@ -5,12 +5,13 @@ Docker's schema 2 media types are read as well; what labctl writes is OCI.
 
 from __future__ import annotations
 
-import platform as _platform
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from labctl.errors import LabError
+from labctl.records import dataclass
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -58,7 +59,7 @@ def debian_arch(name: str) -> str:
 
 def host_arch() -> str:
     """This machine's architecture as OCI writes it."""
-    return oci_arch(_platform.machine())
+    return oci_arch(os.uname().machine)
 
 
 @dataclass(frozen=True)

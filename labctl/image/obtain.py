@@ -5,7 +5,6 @@ Or a path: a folder with a Containerfile or a recipe is built, an archive is rea
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from pathlib import Path
@@ -45,17 +44,16 @@ def ensure(store: Store, ref: str, emit: Emit, *, arch: str = "", rebuild: bool 
         return _from_path(store, ref, emit, wanted, rebuild)
     found = store.find(ref, wanted)
     if made is not None and (found is None or "org.labctl.recipe" in found.annotations):
-        from labctl.image.cook import KEY, cook
-        from labctl.image.packages import host_release
-
         # Quick way: nothing changed since it was built.  A base below is looked at by `cook`.
         if (
             found
             and not rebuild
             and not made.base
-            and found.annotations.get(KEY) == made.key(host_release(), wanted)
+            and found.annotations.get(recipe.KEY) == made.key(recipe.host_release(), wanted)
         ):
             return found
+        from labctl.image.cook import cook
+
         return cook(store, made, refs.stored(ref).familiar, emit, arch=wanted, rebuild=rebuild)
     if found is not None:
         return found
@@ -165,14 +163,14 @@ def recipe_for(ref: str) -> Recipe | None:
     if name.path == "debian":
         release = RELEASES.get(name.tag.removesuffix("-slim"))
         if name.tag in ("latest", "stable"):
-            from labctl.image.packages import host_release
-
-            release = host_release()
+            release = recipe.host_release()
         return recipe.debian(release) if release else None
     return recipe.find(name.path) if name.tag == "latest" else None
 
 
 def _nearest(store: Store, ref: str) -> str:
+    import difflib
+
     known = [image.ref for image in store.list()] + recipe.names()
     plain = {name.removesuffix(":latest"): name for name in known}
     near = difflib.get_close_matches(ref.removesuffix(":latest"), plain, n=1, cutoff=0.75)

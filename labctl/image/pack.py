@@ -11,11 +11,12 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import IO
 
 from labctl.image.unpack import OPAQUE, WHITEOUT, XATTR
+from labctl.records import dataclass
 
 _OPAQUE_KEYS = ("trusted.overlay.opaque", "user.overlay.opaque")
 _SKIPPED = ("trusted.overlay.", "user.overlay.", "security.selinux", "system.")

@@ -6,14 +6,15 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.errors import HostCannot, LabError
 from labctl.image.boot_apt import DOWNLOAD_SECONDS, AptRoot, debian_sources
 from labctl.image.boot_files import run
 from labctl.image.locks import locked
+from labctl.image.recipe import host_release as host_release
 from labctl.image.unpack import unpack
+from labctl.records import dataclass
 
 #: What of the host's apt configuration is about the way to the archive, not about the host.
 _WAY = re.compile(
@@ -136,21 +137,6 @@ def sources_for(release: str, host_release: str) -> str:
             f"Components: main\nSigned-By: {key}"
         ]
     return "\n\n".join(changed) + "\n"
-
-
-def host_release(os_release: Path = Path("/etc/os-release")) -> str:
-    """The code name of this host's Debian release; raises HostCannot on anything that isn't Debian-like."""
-    try:
-        fields = dict(line.split("=", 1) for line in os_release.read_text().splitlines() if "=" in line)
-    except OSError as error:
-        raise HostCannot(f"cannot read {os_release}: {error.strerror}") from error
-    release = fields.get("VERSION_CODENAME", "").strip('"')
-    if not release:
-        raise HostCannot(
-            "this host is no Debian release, so labctl can't build images from packages",
-            hint="pull an image, or use a host with Debian 12 or 13",
-        )
-    return release
 
 
 def streamed(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.errors import UsageError
 from labctl.image.model import is_digest
+from labctl.records import dataclass
 
 DOCKER_HUB = "docker.io"
 _PART = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")

@@ -14,12 +14,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from labctl.errors import HostCannot, LabError, TimedOut
 from labctl.image.pack import is_opaque
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +39,7 @@ class Scratch:
     @contextmanager
     def _made(self, what: str, *, folder: bool) -> Iterator[tuple[Path, int]]:
         self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / f"{what}-{os.getpid()}-{secrets.token_hex(4)}"
+        path = self.root / f"{what}-{os.getpid()}-{os.urandom(4).hex()}"
         # The gate closes the gap between making it and locking it.
         with locked(self._gate, shared=True):
             if folder:

@@ -22,11 +22,9 @@ from labctl.errors import Busy, LabError, UsageError
 from labctl.events import Emit, silent
 from labctl.image import refs
 from labctl.image.blobs import Blobs
-from labctl.image.build_cache import BuildCache
 from labctl.image.index import Index
 from labctl.image.layers import Layers
 from labctl.image.locks import locked
-from labctl.image.merge import merge
 from labctl.image.model import (
     CONFIG,
     LAYER,
@@ -235,6 +233,8 @@ class Store:
 
         It must lie on the store's file system to be quick.  Raises LabError.
         """
+        from labctl.image.merge import merge
+
         with self.adding():
             merge([self.layers.unpacked(layer) for layer in image.layers], dest)
         return dest
@@ -293,6 +293,8 @@ class Store:
         Images with a name and images in use stay; with `cache`, the cache of builds goes as well.  Raises
         Busy when somebody adds to the store for more than `timeout` seconds.
         """
+        from labctl.image.build_cache import BuildCache
+
         if not self.root.is_dir():
             return [], 0
         with locked(self.root / "locks" / "store", timeout=timeout, what="the image store"):

@@ -13,7 +13,7 @@ import os
 import stat
 import tarfile
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from typing import IO, Any
 from labctl.errors import LabError
 from labctl.image.beneath import Beneath, clean
 from labctl.image.model import BadImage
+from labctl.records import dataclass
 
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"

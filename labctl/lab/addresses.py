@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from labctl.errors import UsageError
 from labctl.lab import names
@@ -16,6 +16,7 @@ from labctl.looks import Owner
 from labctl.network.model import Interface
 from labctl.profile.models import Attachment, Network, Node, Profile
 from labctl.profile.types import Tier
+from labctl.records import dataclass
 from labctl.tiers.context import Place
 
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from labctl.errors import LabError
 from labctl.events import Emit, Note, silent
 from labctl.guest.machine import Completed, Executes
 from labctl.profile.models import Check, Expect
+from labctl.records import dataclass
 
 _SHOWN = 200  # characters of an output in a message
 _AT_ONCE = 8

@@ -7,11 +7,12 @@ compared by identity where there is one kernel, and never across kernels: there 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from labctl.lab.model import SCHEMA_VERSION
 from labctl.lab.observe import Observation
+from labctl.records import dataclass
 
 HOST = "this host"  # no node's name has a space in it
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from labctl.lab.compare import Cell, Column, Columns
 from labctl.lab.observe import NAMESPACES, Observation
+from labctl.records import dataclass
 
 _SHOWN = 4  # names in a cell; the figures behind it have all
 _ALL_USERS = 4294967295  # the map of a kernel's first user namespace: every id but the last

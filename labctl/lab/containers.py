@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labctl.home import Home
-from labctl.hypervisor.capability import Capability
 from labctl.linux.cgroups import Layout
 from labctl.tiers.select import Ability
+
+if TYPE_CHECKING:
+    from labctl.hypervisor.capability import Capability
 
 BUSYBOX = "/bin/busybox"
 
@@ -31,6 +33,10 @@ def ability() -> Ability:
 
 def trial(home: Home) -> Capability:
     """Run /bin/true in a real container with all its namespaces and limits, and remove it."""
+    import tempfile
+
+    from labctl.hypervisor.capability import Capability
+
     quick = ability()
     if not quick.ok:
         return Capability("container", False, quick.reason, quick.remedy)

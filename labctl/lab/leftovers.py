@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +10,7 @@ from labctl.errors import LabError
 from labctl.home import Home
 from labctl.looks import parse_mark
 from labctl.network.marks import Found
+from labctl.records import dataclass
 from labctl.runtime import client as containers
 from labctl.runtime.errors import ContainerError
 from labctl.tiers.folders import remove_tree

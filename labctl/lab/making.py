@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from labctl.errors import Foreign, LabError, UsageError
 from labctl.events import Emit, Event, NodePhase, Note, StepDone, StepFailed, StepStarted, silent
@@ -17,6 +17,7 @@ from labctl.lab.model import Options, PlanResult, UpResult
 from labctl.lab.names import lab_id
 from labctl.looks import Owner
 from labctl.profile.models import Profile
+from labctl.records import dataclass
 from labctl.resource import executor
 from labctl.resource.ledger import Claim, LabRow, Ledger
 from labctl.resource.lock import locked

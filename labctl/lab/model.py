@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from labctl.home import Home
+from labctl.records import dataclass
 from labctl.resource.changes import Change
 
 SCHEMA_VERSION = 1  # of every JSON document that labctl prints

@@ -9,12 +9,13 @@ import ipaddress
 import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from labctl.errors import LabError, TimedOut
 from labctl.guest.machine import NOT_EXECUTABLE, NOT_FOUND, Completed, Executes
 from labctl.lab.observe_script import SCRIPT
 from labctl.linux import capabilities
+from labctl.records import dataclass
 
 SECONDS = 30.0  # one observation; an emulated machine needs two or three
 NAMESPACES = ("pid", "net", "ipc", "mnt", "uts", "user", "cgroup", "time")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from labctl.home import Home
 from labctl.lab import names
@@ -14,6 +14,7 @@ from labctl.network.dns import Dns
 from labctl.network.firewall import LabFirewall
 from labctl.network.model import BridgeRule, Listen, PublishedPort
 from labctl.profile.models import Node, Profile
+from labctl.records import dataclass
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Claim
 from labctl.resource.protocol import Resource

@@ -48,9 +48,9 @@ def remove(ledger: Ledger, row: LabRow, options: Options, emit: Emit) -> None:
         raise Failures(
             f"lab {row.name}: {len(failures)} objects could not be removed", list(failures.values())
         )
-    from labctl.image.store import Store
+    from labctl.image.pins import Pins  # not the store: `down` would load all that reads images
 
-    Store(options.home.cache / "images").unpin(f"lab:{row.id}")
+    Pins(options.home.cache / "images" / "pins").drop(f"lab:{row.id}")
     ledger.drop_lab(row.id)
 
 

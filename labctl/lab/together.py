@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from labctl.errors import LabError
@@ -16,6 +16,7 @@ from labctl.lab.looking import lab_named, lab_status, opened
 from labctl.lab.model import NodeStatus, Options
 from labctl.lab.observe import observe, observe_host
 from labctl.profile.models import Check, Profile
+from labctl.records import dataclass
 from labctl.resource import executor
 from labctl.resource.protocol import Resource
 from labctl.tiers.record import NodeRecord

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import ClassVar, Self
 
@@ -15,6 +14,7 @@ from labctl.linux.netlink import Address, Link, Netlink, NetlinkError
 from labctl.linux.netnode import delete_links, write_sysctl
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.network.model import LAB_GROUP
+from labctl.records import dataclass
 
 _LOCAL_TABLE = 255
 

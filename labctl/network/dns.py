@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +21,7 @@ from labctl.errors import LabError, TimedOut
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, parse_mark
 from labctl.network import listeners, tools
 from labctl.network.model import Listen
+from labctl.records import dataclass
 
 MARK = "LABCTL_MARK"  # the environment variable that carries the ownership mark
 _START = 10.0  # s to come up; takes 10 ms

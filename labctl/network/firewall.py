@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from labctl.errors import Foreign, LabError
@@ -11,6 +10,7 @@ from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.network import firewalld, forwarding, iptables, nft
 from labctl.network.model import BridgeRule, PublishedPort
 from labctl.network.ruleset import digest_of, ruleset
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

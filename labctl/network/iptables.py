@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.looks import parse_mark
 from labctl.network import nft, tools
+from labctl.records import dataclass
 
 _DROPS = re.compile(r"-j (DROP|REJECT|QUEUE|NFQUEUE)\b")
 _WAIT = ("-w", "5")  # s to wait for the xtables lock

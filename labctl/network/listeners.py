@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+
+from labctl.records import dataclass
 
 _LISTEN, _UNCONNECTED = 0x0A, 0x07  # include/net/tcp_states.h; an unconnected UDP socket is in TCP_CLOSE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from labctl.errors import LabError
@@ -12,6 +12,7 @@ from labctl.linux.netlink import Netlink
 from labctl.looks import Owner, parse_mark
 from labctl.network import dns, firewall, iptables, nft
 from labctl.network.inventory import namespaces
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

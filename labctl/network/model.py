@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import ip_address
+
+from labctl.records import dataclass
 
 # Every bridge of every lab is in this link group ("lab" in ASCII), so that one lab's nft rules can say
 # "the bridge of any other lab" without knowing their names.

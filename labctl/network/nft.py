@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from labctl.errors import LabError
 from labctl.linux import netfilter
 from labctl.looks import parse_mark
 from labctl.network import tools
 from labctl.network.ruleset import RECORD
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar, Self
 
 from labctl.errors import Foreign, LabError
@@ -12,6 +12,7 @@ from labctl.linux.netlink import Netlink
 from labctl.linux.netnode import Nic, Node
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.network.model import Interface, NodeRoute
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from labctl.errors import HostCannot, LabError
 from labctl.linux.netlink import Netlink
+from labctl.records import dataclass
 
 Network = IPv4Network | IPv6Network
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from labctl.profile import words
 from labctl.profile.models import Node, Profile
@@ -12,6 +12,7 @@ from labctl.profile.plainly import Loc
 from labctl.profile.tree import Item, Problems
 from labctl.profile.types import Tier
 from labctl.profile.words import nearest, shown
+from labctl.records import dataclass
 
 
 @dataclass

@@ -8,11 +8,12 @@ as it is: the models say what is wrong with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from labctl.profile.tree import Item, Problems, Scalar
 from labctl.profile.words import shown
+from labctl.records import dataclass
 
 SHELL = ("/bin/sh", "-c")
 Fields = dict[str, Item]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from labctl.data import data
 from labctl.errors import Problem, ProfileError, Where
 from labctl.profile.words import nearest
+from labctl.records import dataclass
 
 LIMIT = 1_000_000  # bytes; the largest lab known to us needs a twentieth
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from labctl.errors import Problem, ProfileError, Where
+from labctl.records import dataclass
 
 Scalar = str | int | float | bool | None
 

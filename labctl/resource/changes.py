@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from labctl.looks import Look, Presence
+from labctl.records import dataclass
 from labctl.resource.codec import diff_fields, encode
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Row

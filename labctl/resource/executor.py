@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from labctl.errors import Failures, LabError
 from labctl.events import Emit, Note, StepDone, StepFailed, StepStarted
 from labctl.looks import Look
+from labctl.records import dataclass
 from labctl.resource import faults, flow
 from labctl.resource.changes import Action, Change, changes
 from labctl.resource.codec import decode, encode

@@ -7,9 +7,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from labctl.errors import Interrupted, LabError
+from labctl.records import dataclass
 from labctl.resource.protocol import Resource, gate_of, key_of
 
 WORKERS = 16

@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from labctl.errors import Foreign, LabError
+from labctl.records import dataclass
 
 SCHEMA = 1
 BUSY_SECONDS = 20.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -12,6 +12,7 @@ from labctl.errors import LabError
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.network.model import NodeRoute
 from labctl.network.nodenet import NodeNet
+from labctl.records import dataclass
 from labctl.runtime import spec
 from labctl.runtime.client import KeeperClient, Launch
 from labctl.runtime.errors import ContainerError

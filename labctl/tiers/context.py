@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from labctl.records import dataclass
 
 if TYPE_CHECKING:
     # Names for annotations only: what is loaded here, `down` pays for as well.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from labctl.errors import Foreign, LabError
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,7 @@ from labctl.guest.inside_link import Link, disk_serial, layer_place
 from labctl.guest.ssh import Endpoint, SshMachine, banner_up
 from labctl.home import Home
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.records import dataclass
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, record_of, waits_for
 from labctl.tiers.container import config_of, etc_files, net_of

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from labctl.records import dataclass
 from labctl.resource.codec import decode, encode
 
 

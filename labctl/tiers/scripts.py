@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from dataclasses import dataclass
+
+from labctl.records import dataclass
 
 # What a failing statement looks like in the output: a control character that scripts don't print.
 MARK = "\x1elabctl-failed"

@@ -12,11 +12,11 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labctl.errors import LabError, UsageError
+from labctl.records import dataclass
 
 if TYPE_CHECKING:
     from labctl.profile.models import Node, Profile

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from labctl.errors import Failures, HostCannot, UsageError
 from labctl.profile.models import Node, Profile
 from labctl.profile.types import Tier
+from labctl.records import dataclass
 from labctl.tiers.context import Choice
 
 

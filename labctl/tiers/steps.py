@@ -7,11 +7,11 @@ nodes may wait for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from labctl.errors import LabError
 from labctl.looks import PRESENT, Look, Owner
+from labctl.records import dataclass
 from labctl.tiers.record import NodeRecord
 
 if TYPE_CHECKING:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from labctl.errors import LabError
 from labctl.image.bootconfig import BootConfig
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.records import dataclass
 from labctl.tiers.folders import remove_tree, write_key_pair
 from labctl.tiers.seed import Seed, write_tar
 

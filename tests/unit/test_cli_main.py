@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -217,7 +218,7 @@ def test_a_traceback_that_can_be_written_nowhere_is_shown(
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.setenv("LABCTL_HOME", str(blocked))
-    monkeypatch.setattr(report.tempfile, "gettempdir", lambda: str(blocked))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(blocked))
     code, text = outcome(capsys, ValueError("odd"))
     assert code == 1
     assert "Traceback (most recent call last)" in text

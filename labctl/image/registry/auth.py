@@ -9,9 +9,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from labctl.records import dataclass
 
 HELPER_SECONDS = 30.0
 

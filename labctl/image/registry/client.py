@@ -16,7 +16,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import IO, Any
 
 from labctl.errors import LabError
@@ -24,6 +23,7 @@ from labctl.image.blobs import MAX_DOCUMENT, parse_json
 from labctl.image.model import INDEX, INDEXES, MANIFEST, MANIFESTS, BadImage
 from labctl.image.registry.auth import Challenge, challenges, credentials
 from labctl.image.registry.transport import LOST, Transport
+from labctl.records import dataclass
 
 ACCEPT = ", ".join([INDEX, MANIFEST, *sorted(INDEXES - {INDEX}), *sorted(MANIFESTS - {MANIFEST})])
 TRIES = 5
