@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from labctl.errors import UsageError
 from labctl.events import Emit
+from labctl.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from labctl.cli import light as typer
 from labctl.cli import screen
 from labctl.cli.image_words import Arch, Ca, Insecure, Ref, app, complete_image, store_of
 from labctl.cli.session import Session, verb

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from labctl.cli import light as typer
 from labctl.cli import screen
 from labctl.cli.image_words import Arch, Ref, app, complete_image, complete_recipe, store_of
 from labctl.cli.session import Session, key_values, verb

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from labctl.cli import light as typer
 from labctl.cli import names, screen
 from labctl.cli.backend import options
 from labctl.cli.profiles import ProfileArgument, SetOption, load

@@ -1,14 +1,11 @@
-"""The program `labctl`: a lazy group of verbs, each in a module of its own that is imported on use."""
+"""The program `labctl`: its verbs, each in a module of its own that is imported on use."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated, Any
-
-import typer
-from typer.core import TyperGroup
+from typing import Any
 
 # Section → verb → (module under labctl.cli, one line of help).  Help is here as well as in the
 # modules, so that `labctl --help` imports none of them; a test keeps the two equal.
@@ -56,97 +53,6 @@ GROUPS = ("image", "registry")  # verbs that have verbs of their own
 ALIASES = {"deploy": "up", "destroy": "down"}
 
 
-class LazyCommands(MutableMapping[str, Any]):
-    """The verbs by name; a verb's module is imported when the verb is looked up."""
-
-    def __init__(self) -> None:
-        self._where = {name: spec[0] for verbs in VERBS.values() for name, spec in verbs.items()}
-        self._made: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
-            real = ALIASES.get(name, name)
-            group = typer.main.get_group(import_module(f"labctl.cli.{self._where[real]}").app)
-            self._made[name] = group if real in GROUPS else group.commands[real]
-        return self._made[name]
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        self._made[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        del self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*self._where, *ALIASES])
-
-    def __len__(self) -> int:
-        return len(self._where) + len(ALIASES)
-
-
-class LazyGroup(TyperGroup):
-    """The top of the command line: knows its verbs by name and one line of help each."""
-
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes)
-        self.commands = LazyCommands()
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """All verbs in the order of the help, then their aliases."""
-        return list(self.commands)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the verbs by section, without importing their modules."""
-        for section, verbs in VERBS.items():
-            with formatter.section(section):
-                formatter.write_dl([(name, text) for name, (_module, text) in verbs.items()])
-        with formatter.section("Aliases"):
-            formatter.write_dl([(alias, f"The same as `{real}`.") for alias, real in ALIASES.items()])
-
-
-EPILOG = """\
-A node is LAB/NODE, or NODE alone where one lab is up.  A profile is a file or the name of one that
-comes with labctl (spectrum, hello, vms, inside, namespaces, web).
-
-\b
-Exit codes: 0 done, 1 failed, 2 bad usage or profile, 3 a check failed,
-4 this host can't, 130 interrupted; `exec` returns the command's.
-"""
-
-app = typer.Typer(
-    cls=LazyGroup,
-    name="labctl",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from labctl import __version__
-
-        typer.echo(f"labctl {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def labctl(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Virtual machines and containers side by side in one lab, from one YAML profile.
-
-    \b
-      labctl up spectrum           one node a tier, from one image
-      labctl compare spectrum      what differs between the tiers
-      labctl exec emu -- uname -a
-      labctl down spectrum
-    """
-
-
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     import gc
@@ -157,10 +63,40 @@ def main() -> None:
     gc.set_threshold(200_000, 20, 100)
     code: object
     try:
-        code = guarded(lambda: typer.main.get_command(app).main(prog_name="labctl"))
+        code = guarded(lambda: (_plain(sys.argv[1:]) or _by_typer)())
     except SystemExit as end:
         code = end.code
     _leave(code)
+
+
+def _plain(words: list[str]) -> Callable[[], object] | None:
+    """The verb with its values, when the command line is one that needs no typer (see light)."""
+    import os
+
+    where = {verb: module for verbs in VERBS.values() for verb, (module, _help) in verbs.items()}
+    name = ALIASES.get(words[0], words[0]) if words else ""
+    if name not in where or name in GROUPS or "_LABCTL_COMPLETE" in os.environ:
+        return None
+    from labctl.cli import light
+
+    verb = import_module(f"labctl.cli.{where[name]}").app.verbs[name]
+    values = light.read(verb, words[1:])
+    return None if values is None else lambda: verb.function(**values)
+
+
+def _by_typer() -> object:
+    import typer
+
+    from labctl.cli.tree import app
+
+    return typer.main.get_command(app).main(prog_name="labctl")
+
+
+def __getattr__(name: str) -> Any:
+    """What typer needs is loaded with it."""
+    if name in ("app", "EPILOG", "LazyCommands", "LazyGroup"):
+        return getattr(import_module("labctl.cli.tree"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _leave(code: object) -> None:

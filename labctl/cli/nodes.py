@@ -6,8 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
-import typer
-
+from labctl.cli import light as typer
 from labctl.cli import names, report, screen
 from labctl.cli.backend import options
 from labctl.cli.session import Session, key_values, verb

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from labctl.cli import light as typer
 from labctl.cli import names, screen
 from labctl.cli.backend import options
 from labctl.cli.session import Session, verb

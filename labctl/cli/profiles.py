@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from labctl.cli import light as typer
 from labctl.cli import names, screen
 from labctl.cli.session import Session, verb
 from labctl.data import data

@@ -7,7 +7,8 @@ from typing import Any
 
 import typer
 
-from labctl.cli.main import ALIASES, VERBS, app
+from labctl.cli.main import ALIASES, VERBS
+from labctl.cli.tree import app
 
 HEAD = """\
 # The command line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,9 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
-import typer
-
 from labctl.cli import config, report
+from labctl.cli import light as typer
 from labctl.errors import UsageError
 from labctl.events import Emit
 from labctl.home import Home
@@ -59,7 +57,7 @@ LibvirtUri = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
-def _common(data: bool) -> list[inspect.Parameter]:
+def _common(data: bool) -> list[typer.Parameter]:
     kinds: list[tuple[str, Any, object]] = [
         ("verbose", Verbose, False),
         ("quiet", Quiet, False),
@@ -68,10 +66,7 @@ def _common(data: bool) -> list[inspect.Parameter]:
     ]
     if data:
         kinds.insert(0, ("json", Json, False))
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    return [
-        inspect.Parameter(name, keyword, annotation=kind, default=default) for name, kind, default in kinds
-    ]
+    return [typer.parameter(name, kind, default) for name, kind, default in kinds]
 
 
 def verb(*, data: bool = True) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
@@ -82,7 +77,6 @@ def verb(*, data: bool = True) -> Callable[[Callable[..., int | None]], Callable
     """
 
     def wrap(function: Callable[..., int | None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         shared = _common(data)
 
         def run(**values: Any) -> None:
@@ -95,11 +89,9 @@ def verb(*, data: bool = True) -> Callable[[Callable[..., int | None]], Callable
             with terminated():
                 code = report.guarded(act)
             if code or (result and result[0]):
-                raise typer.Exit(code or result[0] or 0)
+                raise SystemExit(code or result[0] or 0)
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.parameters = lambda: [*typer.written(function), *shared]  # type: ignore[attr-defined]
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         return run
 

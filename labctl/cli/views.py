@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from labctl.cli import light as typer
 from labctl.cli import names, screen
 from labctl.cli.backend import options
 from labctl.cli.lifecycle import LabArgument

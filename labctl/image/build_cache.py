@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labctl.image.ignore import Ignore
 from labctl.image.model import Layer
+from labctl.records import dataclass
 
 if TYPE_CHECKING:
     from labctl.image.store import Store

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from labctl.image.build_state import Stage
 from labctl.image.containerfile import Instruction
 from labctl.image.locks import locked
 from labctl.image.model import BadImage, Layer
+from labctl.records import dataclass
 
 if TYPE_CHECKING:
     from labctl.image.build import _Builder

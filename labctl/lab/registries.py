@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from labctl.lab.looking import opened
 from labctl.lab.model import Options
 from labctl.lab.names import lab_id
 from labctl.looks import Owner
+from labctl.records import dataclass
 from labctl.resource import executor
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Claim, LabRow, Ledger

@@ -14,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +21,7 @@ from labctl.errors import HostCannot, LabError, TimedOut
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, parse_mark
 from labctl.network import listeners
 from labctl.network.dns import MARK, end
+from labctl.records import dataclass
 
 _START = 20.0  # s to come up; takes about 0.1 s
 

@@ -17,8 +17,9 @@ import pytest
 import typer
 
 from labctl.cli import report
-from labctl.cli.main import ALIASES, GROUPS, VERBS, LazyCommands, app
+from labctl.cli.main import ALIASES, GROUPS, VERBS
 from labctl.cli.reference import markdown
+from labctl.cli.tree import LazyCommands, app
 from labctl.errors import (
     CheckFailed,
     Failures,
@@ -74,7 +75,7 @@ def test_aliases_are_the_same_verbs() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from labctl.cli.main import app; import typer\n"
+        "import sys; from labctl.cli.tree import app; import typer\n"
         "try: typer.main.get_command(app).main(['--help'], prog_name='labctl')\n"
         "except SystemExit: pass\n"
         "heavy = {'rich', 'pydantic', 'paramiko', 'libvirt', 'jinja2', 'yaml', 'pyroute2', 'sqlite3'}\n"
@@ -148,7 +149,7 @@ def test_the_picture_of_the_spectrum_lab_is_current() -> None:
 
 
 def test_every_shipped_profile_is_named_in_the_help_and_valid(labctl: Cli) -> None:
-    from labctl.cli.main import EPILOG
+    from labctl.cli.tree import EPILOG
 
     for file in sorted((ROOT / "profiles").glob("*.yaml")):
         assert file.stem in EPILOG
@@ -254,10 +255,10 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
 def test_sigterm_ends_a_verb_with_130(tmp_path: Path) -> None:
     script = (
-        "import time, typer\nfrom labctl.cli.session import verb\n"
-        "app = typer.Typer()\n@app.command()\n@verb()\n"
+        "import time\nfrom labctl.cli import light\nfrom labctl.cli.session import verb\n"
+        "app = light.Typer()\n@app.command()\n@verb()\n"
         "def nap(session):\n    print('now', flush=True); time.sleep(30)\n"
-        "app()"
+        "app.group()(['nap'])"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script],
