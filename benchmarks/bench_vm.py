@@ -30,11 +30,11 @@ BRIDGE, TAP = "lbbare0", "ltbare0"
 SSH_SECONDS = 60.0
 
 
-def labctl_up(made: Bench, profile: Path) -> dict[str, float]:
+def labctl_up(made: Bench, profile: Path, *words: str) -> dict[str, float]:
     """One `up`, by its phases in ms: until the first step, steps before the machine's, define and start,
     from the started machine to the banner, and what is left until the program has ended."""
     began = time.time()
-    done = made.run("up", "--progress", "json", str(profile))
+    done = made.run("up", "--progress", "json", *words, str(profile))
     ended = time.time()
     events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     steps = [event for event in events if event["event"] in ("StepStarted", "StepDone")]
@@ -94,7 +94,7 @@ def segment(host: str) -> Iterator[None]:
             subprocess.run(["ip", "link", "delete", name], check=True)
 
 
-def command(spec: dict[str, Any]) -> list[str]:
+def command(spec: dict[str, Any], folder: Path) -> list[str]:
     """QEMU's command line: the devices that libvirt gives the same machine."""
     argv = ["qemu-system-x86_64", "-machine", "pc,usb=off", "-accel", "tcg", "-cpu", "qemu64,+rdrand"]
     argv += ["-m", str(spec["memory_bytes"] >> 20), "-smp", str(spec["vcpus"]), "-display", "none"]
@@ -108,13 +108,17 @@ def command(spec: dict[str, Any]) -> list[str]:
     argv += ["-netdev", f"tap,id=n0,ifname={TAP},script=no,downscript=no"]
     argv += ["-device", f"virtio-net-pci,netdev=n0,mac={spec['nics'][0]['mac']},romfile="]
     argv += ["-object", "rng-random,id=r0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=r0"]
+    for number, name in enumerate(spec["channels"]):
+        argv += ["-device", f"virtio-serial-pci,id=s{number}"]
+        argv += ["-chardev", f"socket,id=c{number},path={folder}/channel{number},server=on,wait=off"]
+        argv += ["-device", f"virtserialport,bus=s{number}.0,chardev=c{number},name={name}"]
     return argv
 
 
-def bare(spec: dict[str, Any], address: str) -> float:
+def bare(spec: dict[str, Any], address: str, folder: Path) -> float:
     """Start QEMU; ms until the banner."""
     began = time.perf_counter()
-    running = subprocess.Popen(command(spec), stdin=subprocess.DEVNULL)
+    running = subprocess.Popen(command(spec, folder), stdin=subprocess.DEVNULL)
     try:
         while not banner(address):
             if running.poll() is not None or time.perf_counter() - began > SSH_SECONDS:
@@ -148,14 +152,18 @@ def main() -> None:
         made.down()
         phases: list[dict[str, float]] = []
         alone: list[float] = []
+        restored: list[float] = []
         for _ in range(given.rounds):
-            phases.append(labctl_up(made, profile))
+            phases.append(labctl_up(made, profile, "--boot"))
             made.down()
             with segment(host):
-                alone.append(bare(spec, address))
+                alone.append(bare(spec, address, made.folder))
+            restored.append(labctl_up(made, profile, "--from-snapshot")["total"])
+            made.down()
     total = [phase["total"] for phase in phases]
     print("## One emulated machine, from nothing to SSH\n")
-    table(("", "ms, min / median / max"), [("labctl up", spread(total)), ("bare QEMU", spread(alone))])
+    rows = [("labctl up --boot", spread(total)), ("bare QEMU", spread(alone))]
+    table(("", "ms, min / median / max"), [*rows, ("labctl up, from a snapshot", spread(restored))])
     words = {
         "before": "Python, imports, profile, plan",
         "others": "folder, keys, disks, bridge, firewall, DNS, libvirtd",
@@ -165,6 +173,8 @@ def main() -> None:
     }
     table(("phase of labctl", "ms"), [(words[k], spread([p[k] for p in phases])) for k in words])
     goal("(a) labctl / bare QEMU", median(total) / median(alone), 1.3)
+    pairs = [mine / its for mine, its in zip(restored, total, strict=True)]
+    goal("(a) from a snapshot / booted, in pairs", median(pairs), 0.45)
     if given.json:
         given.json.write_text(json.dumps({"labctl": phases, "bare": alone}, indent=1))
 

@@ -55,6 +55,15 @@ def up(
     checks: Annotated[
         bool, typer.Option("--check", help="Run the profile's checks once the lab is up.")
     ] = False,
+    from_snapshot: Annotated[
+        bool | None,
+        typer.Option(
+            "--from-snapshot/--boot",
+            help="Start machines from a memory snapshot, or boot them all.  By default a machine goes on "
+            "from a snapshot when one of its shape is there, and the first of a shape leaves one.",
+            show_default=False,
+        ),
+    ] = None,
     wait: Wait = 0.0,
 ) -> int:
     """Bring a lab up, or go on with one that is there.
@@ -76,6 +85,7 @@ def up(
         fallback=fallback or session.fallback,
         allow_privileged=allow_privileged,
         rollback=rollback,
+        snapshot="auto" if from_snapshot is None else "always" if from_snapshot else "never",
         wait=wait,
     )
     try:

@@ -62,6 +62,7 @@ class Domain:
     kind: ClassVar[str] = "domain"
     gate: ClassVar[str] = "boot"
     cost: ClassVar[float] = 20.0
+    volatile: ClassVar[tuple[str, ...]] = ("snapshot", "snapshots")  # how it is started, not what it is
 
     owner: Owner
     name: str
@@ -91,6 +92,8 @@ class Domain:
     rng: bool = True
     balloon: bool = False
     graphics: bool = False
+    snapshots: str = ""  # the folder of memory snapshots, see snapshot.py; "" = it is always booted
+    snapshot: str = "auto"  # or always, never
 
     @property
     def mark(self) -> str:
@@ -139,28 +142,34 @@ class Domain:
 
         return self.ask(on_connection, seconds=seconds)
 
-    def make(self) -> None:
+    def make(self) -> list[str]:
         """Define and start it.  Ours and the same: started if it is off.  Ours and different: replaced.
 
-        Raises Foreign, HostCannot, TimedOut, LabError; bounded by START_SECONDS.
+        Gives what a person should be told of its start.  Raises Foreign, HostCannot, TimedOut, LabError;
+        bounded by START_SECONDS and the limits in snapshot.py.
         """
         look = self.look()
         if look.presence is Presence.FOREIGN:
             raise Foreign(f"virtual machine {self.name}: {look.detail}", hint="rename the lab or the node")
         if look.presence is Presence.BROKEN:
             self.unmake()
+        from labctl.hypervisor import snapshot
+
         if look.there:
-            return
+            if look.detail == "paused":
+                # Its start was not finished: labctl was killed before its CPUs ran.
+                self.with_domain(lambda found: found.resume())
+            snapshot.go_on(self)
+            return []
         run_as = access.run_as(self.link)
         access.prepare(self, run_as)
         text = domain_xml(self, run_as)
 
-        def define_and_start(conn: Any) -> None:
-            found = conn.defineXML(text)
-            if not found.isActive():
-                found.create()
+        def define(conn: Any) -> None:
+            conn.defineXML(text)
 
-        self.ask(define_and_start, seconds=START_SECONDS)
+        self.ask(define, seconds=START_SECONDS)
+        return snapshot.start(self)
 
     def look(self) -> Look:
         """Running, stopped, broken (crashed or differently described), foreign or absent."""

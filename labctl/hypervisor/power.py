@@ -8,9 +8,9 @@ from time import monotonic, sleep
 from typing import Any
 
 from labctl.errors import Foreign, LabError
-from labctl.hypervisor import access, processes
+from labctl.hypervisor import access, processes, snapshot
 from labctl.hypervisor.connection import Missing, Refused, library
-from labctl.hypervisor.domain import DESTROY_SECONDS, START_SECONDS, Domain
+from labctl.hypervisor.domain import DESTROY_SECONDS, Domain
 from labctl.hypervisor.processes import Usage
 from labctl.records import dataclass
 
@@ -53,7 +53,7 @@ def start(domain: Domain) -> None:
         resume(domain)
         return
     access.prepare(domain, access.run_as(domain.link))
-    domain.with_domain(lambda found: found.create(), seconds=START_SECONDS)
+    snapshot.start(domain)
 
 
 def stop(domain: Domain, timeout: float, graceful: Callable[[], object] | None = None) -> Ended:

@@ -69,6 +69,15 @@ def socket_path(home: Home) -> Path:
     return base(home) / "run" / "libvirt-sock"
 
 
+def seen_outside(home: Home, path: str) -> str:
+    """The host's name of a file that the private daemon calls `path`."""
+    for name, folder in FOLDERS.items():
+        if path.startswith(f"{folder}/"):
+            place = home.cache / "libvirtd" if name == "cache" else base(home) / name
+            return str(place) + path.removeprefix(folder)
+    return path
+
+
 def uri(home: Home) -> str:
     """The libvirt URI of the private daemon: stable, the same in every process and after a restart."""
     return f"qemu:///system?socket={quote(str(socket_path(home)))}"

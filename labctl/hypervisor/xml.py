@@ -107,7 +107,7 @@ def mark_of(domain: Described) -> str:
 def digest_of(domain: Any) -> str:
     """A short digest of everything the XML is made from: tells whether a defined domain is the same."""
     fields = asdict(domain)
-    for name in ("needs", "after", "node", "uri", "home_state", "home_cache"):
+    for name in ("needs", "after", "node", "uri", "home_state", "home_cache", "snapshots", "snapshot"):
         fields.pop(name, None)
     text = json.dumps(
         [fields, asdict(shape(domain)), data("templates", "domain.xml.j2").read_text()], sort_keys=True

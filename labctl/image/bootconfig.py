@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shlex
 import shutil
 import signal
@@ -94,10 +95,11 @@ def config_disk(path: Path, config: BootConfig) -> None:
     """
     try:
         digest, names = _inspect(config.files) if config.files else ("", frozenset())
-        head = _archive(config, digest, names, 0)
+        seed = os.urandom(64)
+        head = _archive(config, digest, names, 0, seed)
         # The place of the second archive is part of the first: write it again once its length is known.
         at = -(-(len(head) + 512) // _MIB)
-        head = _archive(config, digest, names, at)
+        head = _archive(config, digest, names, at, seed)
         with fresh_file(path, 0o600) as work, work.open("wb") as disk:
             disk.write(head)
             if config.files:
@@ -119,7 +121,7 @@ def _inspect(files: str) -> tuple[str, frozenset[str]]:
             return digest, frozenset(name.removeprefix("./") for name in archive.getnames())
 
 
-def _archive(config: BootConfig, digest: str, names: frozenset[str], at: int) -> bytes:
+def _archive(config: BootConfig, digest: str, names: frozenset[str], at: int, seed: bytes) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.GNU_FORMAT) as archive:
         # `lab-node` comes first: the guest knows the disk by it where a disk has no serial.
@@ -127,6 +129,8 @@ def _archive(config: BootConfig, digest: str, names: frozenset[str], at: int) ->
         _add(archive, "lab-process", process_text(config))
         if config.command and not config.init:
             _add(archive, "lab-service", f"set -- {shlex.join(config.command)}\n")
+        # For a machine that goes on from a snapshot, whose generator others have a copy of.
+        _add(archive, "seed", seed, 0o600)
         if config.host_key:
             _add(archive, "host_key", dropbear_key(config.host_key), 0o600)
         _add(
@@ -166,6 +170,7 @@ def node_text(config: BootConfig, digest: str = "", at: int = 0) -> str:
         "lab_stop_seconds": str(max(1, round(config.stop_seconds))),
         "lab_files": digest,
         "lab_files_at": str(at),
+        "lab_macs": " ".join(nic.mac.lower() for nic in config.interfaces),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     lines += ["lab_network() {", *(f"\t{line}" for line in _network(config)), "\treturn 0", "}"]

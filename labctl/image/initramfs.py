@@ -16,13 +16,14 @@ from labctl.events import Emit, silent
 from labctl.image.boot_files import fresh_file, locked, sweep
 from labctl.image.boot_modules import Module, alias_file, dep_file
 from labctl.image.boot_programs import programs
+from labctl.image.boot_reseed import reseed_program
 from labctl.image.boot_tsc import host_tsc_khz
 from labctl.image.kernels import Kernel
 from labctl.records import dataclass
 
 __all__ = ["command_line", "cpio", "host_tsc_khz", "initramfs", "module_names"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 _SCRIPTS = ("common", "network", "main", "exec", "login", "power", "fstab.early", "fstab.root")
 
@@ -71,7 +72,7 @@ def initramfs(cache: Path, kernel: Kernel, emit: Emit = silent) -> Path:
     with locked(final.parent / ".lock"):
         if not final.exists():
             sweep(final)
-            nodes = _with_folders([*_little_root(), *_programs(found.folder), *_modules(kernel)])
+            nodes = _with_folders([*_little_root(kernel.arch), *_programs(found.folder), *_modules(kernel)])
             with fresh_file(final) as path, path.open("wb") as file:
                 file.writelines(cpio(nodes))
     return final
@@ -98,7 +99,7 @@ def _with_folders(nodes: list[Node]) -> list[Node]:
     return [named[path] for path in sorted(named)]
 
 
-def _little_root() -> list[Node]:
+def _little_root(arch: str) -> list[Node]:
     """/init, and the folder that becomes /run/labctl: scripts, and the users that SSH's little root knows."""
     templates = data("templates", "init")
     nodes = [
@@ -122,6 +123,8 @@ def _little_root() -> list[Node]:
         _link("labctl/root/.ssh", "/cfg/ssh"),
     ]
     nodes += [_folder(f"labctl/{name}") for name in ("cfg", "dev", "proc", "sys", "tmp")]
+    if own := reseed_program(arch):
+        nodes.append(_file("labctl/bin/reseed", own, 0o755))
     for name in _SCRIPTS:
         mode = 0o755 if name == "power" else 0o644
         nodes.append(_file(f"labctl/boot/{name}", (templates / name).read_bytes(), mode))

@@ -110,6 +110,7 @@ def _plan(
         uri=uri,
         libvirt_home=home,
         ports=ports,
+        snapshot=options.snapshot,
     )
     others = [c.value for c in lab.claims if c.kind == "subnet" and c.lab != lab.owner.lab]
     wanted = addresses.wanted_subnets(profile)

@@ -25,6 +25,7 @@ class Options:
     allow_privileged: bool = False
     rollback: bool = False  # take down what a failed first `up` made
     wait: float = 0.0  # seconds to wait for another labctl that holds the lab
+    snapshot: str = "auto"  # or "always", "never": whether machines start from memory snapshots
     checks: bool = False  # run the profile's checks after `up`
 
 

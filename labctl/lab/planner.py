@@ -41,6 +41,7 @@ class HostFacts:
     uri: str = ""
     libvirt_home: Home | None = None
     ports: Mapping[tuple[str, int], int] = field(default_factory=dict)  # free host ports, chosen
+    snapshot: str = "auto"
 
 
 NO_KERNEL = KernelFacts("", "", "", "")  # still to be fetched: a plan shows the node all the same
@@ -63,7 +64,7 @@ class Planned:
 
 def build(profile: Profile, name: str, host: HostFacts, addresses: Plan) -> Planned:
     """The graph, the records and the claims of a lab."""
-    lab = LabFacts(host.home, host.owner, name, profile, host.uri, host.libvirt_home, "")
+    lab = LabFacts(host.home, host.owner, name, profile, host.uri, host.libvirt_home, "", host.snapshot)
     hosting = {node.inside for node in profile.nodes.values() if node.inside}
     resources = _shared(lab, addresses, host)
     records: dict[str, NodeRecord] = {}

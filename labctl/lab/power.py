@@ -89,7 +89,8 @@ def _start(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit) -> None:
     for kind in ("net", "vmdisk"):  # a reboot of the host may have taken what the machine stands on
         if below := rows.get(f"{kind}:{record.name}"):
             executor.load(below).make()
-    main.make()
+    for text in main.make() or ():
+        emit(Note(row.id, text, "warning"))
     for kind, phase in (("reach", "running"), ("ready", "ready")):
         if step := rows.get(f"{kind}:{record.name}"):
             for text in executor.load(step).make() or ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
@@ -57,6 +58,19 @@ def changes(graph: Graph, rows: Sequence[Row], looks: Mapping[str, Look]) -> lis
     return found
 
 
+def differs(resource: Resource, old: str, new: str) -> bool:
+    """Whether two texts of a resource differ in more than its class's `volatile` fields: those say how it is
+    made, not what it is, and nothing is made again for them."""
+    volatile = getattr(type(resource), "volatile", ())
+    if not volatile:
+        return old != new
+    before, after = json.loads(old), json.loads(new)
+    for name in volatile:
+        before.pop(name, None)
+        after.pop(name, None)
+    return bool(before != after)
+
+
 def _judge(
     resource: Resource, row: Row | None, look: Look | None, redo: Mapping[str, Action]
 ) -> tuple[Action, str]:
@@ -68,7 +82,7 @@ def _judge(
         return Action.REPLACE, "its removal was not finished"
     if replaced:
         return Action.REPLACE, f"{replaced[0]} is replaced"
-    if spec != row.spec:
+    if spec != row.spec and differs(resource, row.spec, spec):
         in_place = row.state == "made" and hasattr(resource, "change")
         return Action.CHANGE if in_place else Action.REPLACE, "; ".join(diff_fields(row.spec, spec))
     if look is not None and look.presence is Presence.ABSENT:

@@ -79,6 +79,7 @@ class LabFacts:
     uri: str  # libvirt's, "" when no node needs it
     libvirt_home: Home | None  # the home whose private libvirtd `uri` is, if it is one
     domain: str  # DNS search domain
+    snapshot: str = "auto"  # whether machines start from memory snapshots: auto, always, never
 
     @property
     def folder(self) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from labctl.guest.inside_link import disk_serial
 from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
+from labctl.hypervisor.snapshot import CHANNEL, WORD
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Nic, Route
 from labctl.profile.types import Devices
 from labctl.resource.protocol import Resource
@@ -86,6 +87,8 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
     emulated = node.devices is Devices.EMULATED
     bus, nic = ("ide", "e1000") if emulated else ("virtio", "virtio")
     cpus = record.cpus
+    # The image's own init may take the SMBIOS identity for its own, which a snapshot would give to others.
+    parks = facts.image.arch == "x86_64" and not node.init
     return Domain(
         owner=lab.owner,
         name=node.name,
@@ -109,7 +112,7 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
         memory_bytes=record.memory,
         kernel=kernel.kernel,
         initrd=kernel.initrd,
-        cmdline=kernel.cmdline,
+        cmdline=f"{kernel.cmdline} {WORD}" if parks and kernel.cmdline else kernel.cmdline,
         disks=(
             DomainDisk(
                 path=str(disk.disk),
@@ -131,4 +134,7 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
             for i in facts.place.interfaces
         ),
         console_log=str(Path(disk.folder, "console.log")),
+        channels=(CHANNEL,) if parks else (),
+        snapshots=str(lab.home.cache / "snapshots"),
+        snapshot=lab.snapshot,
     )
