@@ -40,8 +40,8 @@ test-unit: setup-test
 test-host: setup-test ## tests on the real kernel, libvirt and registry, and the short end-to-end tests
 	$(ROOT) $(PYTEST) tests/host tests/e2e -m "not long" $(PYTEST_ARGS)
 
-test-e2e: setup-test ## the long end-to-end tests: whole labs, kill tests
-	$(ROOT) $(PYTEST) tests/e2e -m long $(PYTEST_ARGS)
+test-e2e: setup-test ## the long tests: whole labs, kill tests, the rest of the OCI conformance suite
+	$(ROOT) $(PYTEST) tests/host tests/e2e -m long $(PYTEST_ARGS)
 
 bench: setup-test ## the benchmarks, medians and ratios against peers
 	@shopt -s nullglob; for file in benchmarks/bench_*.py; do echo "== $$file"; $(ROOT) $(BIN)/python $$file; done

@@ -95,10 +95,16 @@ def names(bits: int) -> list[str]:
     return [name for name in NAMES if bits & _BITS[name]]
 
 
+_known = 0
+
+
 def known() -> int:
-    """The mask of all that this kernel knows (/proc/sys/kernel/cap_last_cap)."""
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        return (1 << (int(file.read()) + 1)) - 1
+    """The mask of all that this kernel knows (/proc/sys/kernel/cap_last_cap); asked once."""
+    global _known
+    if not _known:
+        with open("/proc/sys/kernel/cap_last_cap") as file:
+            _known = (1 << (int(file.read()) + 1)) - 1
+    return _known
 
 
 def drop_bounding(keep: int, *, last: int = len(NAMES) - 1) -> None:

@@ -33,6 +33,24 @@ def write(path: str, text: str) -> None:
         raise SyscallError(error.errno or 5, "write", f"{text!r} to {path}") from error
 
 
+def systemd_path(text: str) -> str:
+    """The folder of systemd's "slice:prefix:name" (systemd.slice(5)); any other path as it is.
+
+    The same place is made, by ourselves and not by systemd: "a-b.slice" lies in "a.slice".
+    """
+    if text.count(":") != 2:
+        return text
+    slice_, prefix, name = text.split(":")
+    path = ""
+    parts = (slice_ or "system.slice").removesuffix(".slice").split("-")
+    for count in range(1, len(parts) + 1):
+        if parts != [""]:  # "-.slice" is the root
+            path += "/" + "-".join(parts[:count]) + ".slice"
+    if name.endswith(".slice"):
+        return f"{path}/{name}"
+    return f"{path}/{prefix}-{name}.scope" if prefix else f"{path}/{name}.scope"
+
+
 class Layout:
     """Where this machine's hierarchies are mounted: `v2` ("" when nowhere) and `v1` by controller."""
 

@@ -51,6 +51,7 @@ _FLAGS: dict[str, tuple[int, int, int, int]] = {
     "remount": (sc.MS_REMOUNT, 0, 0, 0),
     "defaults": (0, 0, 0, 0),
 }
+_SUPERBLOCK = {"sync": sc.MS_SYNCHRONOUS, "dirsync": sc.MS_DIRSYNC, "lazytime": sc.MS_LAZYTIME}
 _RECURSIVE = {f"r{name}" for name, row in _FLAGS.items() if row[2] or row[3]}
 _PROPAGATION = {
     "private": sc.MS_PRIVATE,
@@ -109,6 +110,11 @@ class Options:
             self.copy_up = True
         else:
             self.data.append(option)
+
+    @property
+    def superblock(self) -> list[str]:
+        """The options that belong to the file system itself, as fsconfig(2) takes them."""
+        return [name for name, flag in _SUPERBLOCK.items() if self.flags & flag]
 
     @property
     def bind(self) -> bool:
@@ -301,8 +307,11 @@ def make_in_root(root: int, path: str, *, folder: bool, links: int = 40) -> int:
 
 def enter_root(root: int) -> None:
     """Make the attached mount `root` this process's "/" and let go of the old one (pivot_root(2), NOTES)."""
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.fchdir(root)
     sc.pivot_root(".", ".")
+    os.fchdir(old)  # else the next line would cut the new root off from what it is to share
     sc.mount(None, ".", None, sc.MS_SLAVE | sc.MS_REC)
     sc.umount(".", sc.MNT_DETACH)
     os.chdir("/")
+    os.close(old)

@@ -39,6 +39,11 @@ def identity(pid: int, name: str) -> str:
     return os.readlink(f"/proc/{pid}/ns/{FILES[name]}")
 
 
+def nested() -> bool:
+    """Whether this process lives in a user namespace of its own, where some rights are missing to root."""
+    return read_map("/proc/self/uid_map") != [(0, 0, 0xFFFFFFFF)]
+
+
 def write_maps(pid: int, uids: list[IdMap], gids: list[IdMap]) -> None:
     """Write uid_map and gid_map of a process that is alone in a new user namespace.  Raises OSError."""
     for kind, maps in (("uid_map", uids), ("gid_map", gids)):

@@ -31,6 +31,7 @@ ACTIONS = {
     "SCMP_ACT_KILL_PROCESS": 0x80000000,
     "SCMP_ACT_TRAP": 0x00030000,
     "SCMP_ACT_ERRNO": 0x00050000,
+    "SCMP_ACT_NOTIFY": 0x7FC00000,
     "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
@@ -48,6 +49,7 @@ FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": sc.SECCOMP_FILTER_FLAG_TSYNC,
     "SECCOMP_FILTER_FLAG_LOG": sc.SECCOMP_FILTER_FLAG_LOG,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": sc.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": sc.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
 }
 _PASS, _FAIL = -1, -2  # jump targets inside one condition
 
@@ -59,6 +61,8 @@ def action(name: str, errno: int | None) -> int:
     value = ACTIONS[name]
     if name in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
         value |= (1 if errno is None else errno) & 0xFFFF  # the spec's default is EPERM
+    elif errno:
+        raise ValueError(f"seccomp action {name} takes no errno, but {errno} is given")
     return value
 
 
@@ -185,14 +189,33 @@ def compile_filter(profile: Spec, machine: str = sc.MACHINE) -> bytes:
     return b"".join(struct.pack("HBBI", *insn) for insn in code)
 
 
-def load(program: bytes, flags: Iterable[str] = ()) -> None:
-    """Load a compiled filter into this process.  Needs no_new_privs or CAP_SYS_ADMIN."""
+def notifies(profile: Spec) -> bool:
+    """Whether any rule asks an agent in user space (SCMP_ACT_NOTIFY)."""
+    rows = profile.get("syscalls") or ()
+    return "SCMP_ACT_NOTIFY" in (profile.get("defaultAction"), *(row.get("action") for row in rows))
+
+
+def flag_bits(flags: Iterable[str]) -> int:
+    """The kernel's flags.  Raises ValueError for one that isn't known."""
     bits = 0
     for name in flags:
         if name not in FLAGS:
             raise ValueError(f"seccomp flag {name!r} is not supported")
         bits |= FLAGS[name]
-    sc.seccomp_load(program, bits)
+    return bits
+
+
+def load(program: bytes, flags: Iterable[str] = (), *, listener: bool = False) -> int:
+    """Load a compiled filter into this process.  Needs no_new_privs or CAP_SYS_ADMIN.
+
+    With `listener` the descriptor on which an agent gets the calls that ask for one.
+    """
+    bits = flag_bits(flags)
+    if listener:
+        bits |= sc.SECCOMP_FILTER_FLAG_NEW_LISTENER
+        if bits & sc.SECCOMP_FILTER_FLAG_TSYNC:
+            bits |= sc.SECCOMP_FILTER_FLAG_TSYNC_ESRCH  # else the kernel takes only one of the two
+    return sc.seccomp_load(program, bits)
 
 
 # What the usual default filter of container engines refuses, by the capability that lifts it.

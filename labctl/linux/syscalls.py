@@ -103,12 +103,23 @@ SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_TSYNC = 1
 SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_TSYNC_ESRCH = 16
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
 
 # The few calls without a libc function and with a number of their own per architecture.
+_GENERIC = {"seccomp": 277, "clone": 220, "keyctl": 219, "bpf": 280, "sched_setattr": 274, "ioprio_set": 30}
 _OLD_NUMBERS = {
-    "x86_64": {"seccomp": 317, "clone": 56, "keyctl": 250, "bpf": 321},
-    "aarch64": {"seccomp": 277, "clone": 220, "keyctl": 219, "bpf": 280},
-    "riscv64": {"seccomp": 277, "clone": 220, "keyctl": 219, "bpf": 280},
+    "x86_64": {
+        "seccomp": 317,
+        "clone": 56,
+        "keyctl": 250,
+        "bpf": 321,
+        "sched_setattr": 314,
+        "ioprio_set": 251,
+    },
+    "aarch64": _GENERIC,
+    "riscv64": _GENERIC,
 }
 # Since Linux 5.1 a new call has one number on every architecture.
 _NUMBERS = {
@@ -374,12 +385,32 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
         raise _fail("capset", f"permitted {permitted:#x}")
 
 
-def seccomp_load(program: bytes, flags: int = 0) -> None:
-    """seccomp(2) SECCOMP_SET_MODE_FILTER with `program`, an array of struct sock_filter."""
+def seccomp_load(program: bytes, flags: int = 0) -> int:
+    """seccomp(2) SECCOMP_SET_MODE_FILTER with `program`, an array of struct sock_filter.
+
+    With SECCOMP_FILTER_FLAG_NEW_LISTENER the descriptor of the listener, else 0.
+    """
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     args = (ctypes.c_uint(SECCOMP_SET_MODE_FILTER), ctypes.c_uint(flags), fprog)
-    _raw("seccomp", f"filter of {len(program) // 8} instructions", *args)
+    return _raw("seccomp", f"filter of {len(program) // 8} instructions", *args)
+
+
+def sched_setattr(attributes: bytes, about: str = "") -> None:
+    """sched_setattr(2) for this process, with a struct sched_attr."""
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    _raw("sched_setattr", about, ctypes.c_int(0), buffer, ctypes.c_uint(0))
+
+
+def ioprio_set(value: int, about: str = "") -> None:
+    """ioprio_set(2) for this process (IOPRIO_WHO_PROCESS)."""
+    _raw("ioprio_set", about, ctypes.c_int(1), ctypes.c_int(0), ctypes.c_int(value))
+
+
+def personality(value: int) -> None:
+    """personality(2)."""
+    if _libc.personality(ctypes.c_ulong(value)) < 0:
+        raise _fail("personality", f"{value:#x}")
 
 
 def bpf(command: int, attributes: bytes, about: str = "") -> int:

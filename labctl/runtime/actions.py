@@ -9,7 +9,7 @@ import os
 import time
 
 from labctl.linux import limits, pidfds, proc
-from labctl.linux.cgroups import Cgroup, Layout
+from labctl.linux.cgroups import Cgroup, Layout, attach_all
 from labctl.runtime import signals, spec, state
 from labctl.runtime.errors import ContainerError, NotFoundError
 from labctl.runtime.state import Store
@@ -67,14 +67,17 @@ def update(store: Store, id_: str, resources: dict[str, Any], layout: Layout) ->
     document = store.read(id_)
     if not state.running_pid(document):
         raise ContainerError("container not running")
-    extra = [
-        name
-        for name in limits.extra_controllers(resources)
-        if name not in (document.get("controllers") or ())
-    ]
-    if extra and any(name in layout.v1 for name in extra):
-        raise ContainerError(f"can't add the cgroup controller {extra[0]} to a running container")
-    limits.apply(state.cgroup_of(document, layout), resources)
+    held = list(document.get("controllers") or ())
+    extra = [name for name in limits.extra_controllers(resources) if name not in held]
+    group = state.cgroup_of(document, layout)
+    if any(name in layout.v1 for name in extra):
+        group = Cgroup(group.path, layout, [*held, *extra])
+        pids = state.cgroup_of(document, layout).procs()
+        group.create()
+        attach_all([(group, pid) for pid in pids])
+        document["controllers"] = [*held, *extra]
+        store.write(id_, document)
+    limits.apply(group, resources)
 
 
 def stop_signal(document: Document) -> int:
@@ -175,8 +178,9 @@ def delete(store: Store, ids: Iterable[str], layout: Layout, *, force: bool) -> 
                 raise ContainerError(f"process {document['pid']} is still there 10 s after SIGKILL")
             if group is not None:
                 group.remove()
-            _poststop(store, id_, document)
+            hooks_left = (store.config(id_).get("hooks") or {}).get("poststop") or []
             store.remove(id_)
+            _poststop(hooks_left, document)
         except (OSError, ContainerError, TimeoutError) as error:
             errors[id_] = str(error)
         finally:
@@ -187,12 +191,12 @@ def delete(store: Store, ids: Iterable[str], layout: Layout, *, force: bool) -> 
     return errors
 
 
-def _poststop(store: Store, id_: str, document: Document) -> None:
-    rows = (store.config(id_).get("hooks") or {}).get("poststop")
+def _poststop(rows: list[dict[str, Any]], document: Document) -> None:
+    """The spec's last step: after everything is gone, before the operation returns."""
     if rows:
-        from labctl.runtime import hooks, launch
+        from labctl.runtime import hooks
 
-        hooks.run_all(rows, launch.oci_state(document, "stopped"), "poststop")
+        hooks.run_all(rows, state.oci(document, "stopped"), "poststop", only_warn=True)
 
 
 def figures(store: Store, id_: str, layout: Layout) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from labctl.linux.cgroups import Layout
-from labctl.runtime import actions, jsonio, options, state
+from labctl.runtime import actions, check, jsonio, options, state
 from labctl.runtime.errors import ContainerError
 from labctl.runtime.main import Context, one_name
 from labctl.runtime.state import Store
@@ -44,6 +44,12 @@ _EXEC_SHORT = {
 _UPDATE = {
     "resources": "text",
     "blkio-weight": "number",
+    "kernel-memory": "text",
+    "kernel-memory-tcp": "text",
+    "cpu-idle": "number",
+    "cpu-burst": "number",
+    "l3-cache-schema": "text",
+    "mem-bw-schema": "text",
     "cpu-period": "number",
     "cpu-quota": "number",
     "cpu-share": "number",
@@ -70,6 +76,7 @@ def _process(given: options.Options, config: dict[str, Any]) -> dict[str, Any]:
                 found: dict[str, Any] = jsonio.loads(file.read())
         except (OSError, ValueError) as error:
             raise ContainerError(f"process file {path}: {error}") from error
+        check.process(found, f"process file {path}")
         return found
     argv = given.words[1:]
     if not argv:
@@ -81,12 +88,18 @@ def _process(given: options.Options, config: dict[str, Any]) -> dict[str, Any]:
         env=env or None,
         cwd=given.text("cwd") or None,
         user=given.text("user") or None,
-        groups=[int(gid) for gid in given.many("additional_gids")],
+        groups=[_gid(text) for text in given.many("additional_gids")],
         caps=given.many("cap"),
     )
     if given.flag("no_new_privs"):
         found["noNewPrivileges"] = True
     return found
+
+
+def _gid(text: str) -> int:
+    if not text.isdigit():
+        raise ContainerError(f'invalid value "{text}" for flag -additional-gids: not a number')
+    return int(text)
 
 
 def exec_(words: list[str], context: Context) -> int:
@@ -106,11 +119,14 @@ def _exec(given: options.Options, context: Context) -> int:
     from labctl.runtime import command_life, execute, process
 
     id_ = given.words[0]
-    for name in ("apparmor", "process_label", "cgroup"):
-        if given.text(name):
-            raise ContainerError(f"--{name.replace('_', '-')} is not supported")
-    target = execute.Target.of_container(context.root, id_)
+    paused = given.flag("ignore_paused")
+    target = execute.Target.of_container(context.root, id_, ignore_paused=paused)
+    if given.text("cgroup"):
+        target.below(given.text("cgroup"))
     wanted = _process(given, target.config)
+    for key, option in (("apparmorProfile", "apparmor"), ("selinuxLabel", "process_label")):
+        if given.text(option):
+            wanted[key] = given.text(option)
     tty = given.flag("tty") or bool(wanted.get("terminal"))
     detached, socket = given.flag("detach"), given.text("console_socket")
     if detached and tty and not socket:
@@ -136,14 +152,14 @@ def _exec(given: options.Options, context: Context) -> int:
 
 def pause(words: list[str], context: Context) -> int:
     """labrun pause ID."""
-    given = options.parse(words, {})
+    given = options.parse(words, {}, anywhere=True)
     actions.freeze(Store(context.root), one_name(given, "pause"), Layout.detect(), True)
     return 0
 
 
 def resume(words: list[str], context: Context) -> int:
     """labrun resume ID."""
-    given = options.parse(words, {})
+    given = options.parse(words, {}, anywhere=True)
     actions.freeze(Store(context.root), one_name(given, "resume"), Layout.detect(), False)
     return 0
 
@@ -163,11 +179,29 @@ def _resources(given: options.Options) -> dict[str, Any]:
         try:
             text = sys.stdin.read() if path == "-" else open(path, encoding="utf-8").read()  # noqa: SIM115
             found: dict[str, Any] = jsonio.loads(text)
+            check.shape(found, check.RESOURCES, f"resources {path}")
             return found
         except (OSError, ValueError) as error:
             raise ContainerError(f"resources {path}: {error}") from error
-    memory = {"limit": "memory", "reservation": "memory_reservation", "swap": "memory_swap"}
-    cpu = {"period": "cpu_period", "quota": "cpu_quota", "shares": "cpu_share"}
+    for name in ("l3_cache_schema", "mem_bw_schema"):
+        if given.text(name):
+            raise ContainerError(f"--{name.replace('_', '-')}: Intel RDT is not supported")
+    memory = {
+        "limit": "memory",
+        "reservation": "memory_reservation",
+        "swap": "memory_swap",
+        "kernel": "kernel_memory",
+        "kernelTCP": "kernel_memory_tcp",
+    }
+    cpu = {
+        "period": "cpu_period",
+        "quota": "cpu_quota",
+        "shares": "cpu_share",
+        "idle": "cpu_idle",
+        "burst": "cpu_burst",
+        "realtimePeriod": "cpu_rt_period",
+        "realtimeRuntime": "cpu_rt_runtime",
+    }
     rows: dict[str, Any] = {
         "memory": {key: size(given.text(name)) for key, name in memory.items() if given.text(name)},
         "cpu": {key: given.number(name) for key, name in cpu.items() if given.number(name) is not None},
@@ -184,12 +218,7 @@ def _resources(given: options.Options) -> dict[str, Any]:
 
 def update(words: list[str], context: Context) -> int:
     """labrun update ID."""
-    given = options.parse(words, _UPDATE, {"r": "resources"})
-    # runc's users may write the options behind the name as well.
-    id_, *rest = given.words or [""]
-    if rest:
-        after = options.parse(rest, _UPDATE, {"r": "resources"})
-        given = options.Options({**given.values, **after.values}, [id_, *after.words])
+    given = options.parse(words, _UPDATE, {"r": "resources"}, anywhere=True)
     id_ = one_name(given, "update")
     store = Store(context.root)
     state.check_id(id_)

@@ -13,7 +13,7 @@ from labctl.linux import pidfds
 from labctl.linux.cgroups import Layout
 from labctl.runtime import actions, options, process, signals, spec, state
 from labctl.runtime.errors import ContainerError, NotFoundError
-from labctl.runtime.launch import Job, launch, oci_state
+from labctl.runtime.launch import Job, launch
 from labctl.runtime.main import Context, one_name
 from labctl.runtime.state import Store
 
@@ -55,7 +55,7 @@ def _check_terminal(config: dict[str, object], socket: str, *, detached: bool) -
     wanted = bool((config.get("process") or {}).get("terminal"))  # type: ignore[attr-defined]
     if detached and wanted and not socket:
         raise ContainerError("cannot allocate tty if labrun will detach without setting console socket")
-    if socket and not wanted:
+    if socket and not (wanted and detached):
         raise ContainerError("cannot use console socket if labrun will not detach or allocate tty")
     return wanted
 
@@ -103,17 +103,17 @@ def _launch(store: Store, job: Job, verb: str, given: options.Options) -> None:
 
 def create(words: list[str], context: Context) -> int:
     """labrun create ID."""
-    given = options.parse(words, _CREATE, _SHORT)
+    given = options.parse(words, _CREATE, _SHORT, anywhere=True)
     job = _job(given, one_name(given, "create"), wait=True)
-    config, _ = spec.load(job.bundle)
-    _check_terminal(config, given.text("console_socket"), detached=True)
+    job.loaded = spec.load(job.bundle)
+    _check_terminal(job.loaded[0], given.text("console_socket"), detached=True)
     _launch(Store(context.root), job, "create", given)
     return 0
 
 
 def start(words: list[str], context: Context) -> int:
     """labrun start ID: let the created process become its program."""
-    given = options.parse(words, {}, {})
+    given = options.parse(words, {}, anywhere=True)
     id_ = one_name(given, "start")
     store = Store(context.root)
     document = store.read(id_)
@@ -122,6 +122,8 @@ def start(words: list[str], context: Context) -> int:
         raise ContainerError("cannot start a container that has stopped")
     if now != "created":
         raise ContainerError(f"cannot start an already {now} container")
+    if not store.config(id_).get("process"):
+        raise ContainerError("cannot start a container whose configuration has no process")
     path = f"{store.folder(id_)}/exec.fifo"
     fd = actions.open_process(document)
     fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -144,22 +146,18 @@ def start(words: list[str], context: Context) -> int:
     if rows := (store.config(id_).get("hooks") or {}).get("poststart"):
         from labctl.runtime import hooks
 
-        try:
-            hooks.run_all(rows, oci_state(document, "running"), "poststart")
-        except ContainerError:
-            actions.kill(store, id_, 9, Layout.detect(), everything=True)
-            raise
+        hooks.run_all(rows, state.oci(document, "running"), "poststart", only_warn=True)
     return 0
 
 
 def run(words: list[str], context: Context) -> int:
     """labrun run ID: create and start; without --detach its exit code, and nothing is left."""
-    given = options.parse(words, _RUN, _SHORT)
+    given = options.parse(words, _RUN, _SHORT, anywhere=True)
     id_ = one_name(given, "run")
     detached = given.flag("detach")
     job = _job(given, id_, wait=False)
-    config, _ = spec.load(job.bundle)
-    _check_terminal(config, given.text("console_socket"), detached=detached)
+    job.loaded = spec.load(job.bundle)
+    _check_terminal(job.loaded[0], given.text("console_socket"), detached=detached)
     store = Store(context.root)
     early: list[int] = []
     if not detached:
@@ -197,7 +195,7 @@ def forward_signals(send: Callable[[int], None]) -> None:
 
 def kill(words: list[str], context: Context) -> int:
     """labrun kill ID [SIGNAL]."""
-    given = options.parse(words, {"all": "flag"}, _SHORT)
+    given = options.parse(words, {"all": "flag"}, _SHORT, anywhere=True)
     id_ = one_name(given, "kill", most=2)
     number = signals.parse(given.words[1] if len(given.words) > 1 else "TERM")
     actions.kill(Store(context.root), id_, number, Layout.detect(), everything=given.flag("all"))
@@ -206,7 +204,7 @@ def kill(words: list[str], context: Context) -> int:
 
 def delete(words: list[str], context: Context) -> int:
     """labrun delete ID."""
-    given = options.parse(words, {"force": "flag"}, _SHORT)
+    given = options.parse(words, {"force": "flag"}, _SHORT, anywhere=True)
     id_ = one_name(given, "delete")
     store = Store(context.root)
     force = given.flag("force")

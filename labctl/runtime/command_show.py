@@ -14,7 +14,7 @@ from labctl.linux.cgroups import Layout
 from labctl.linux.mounts import OPTION_NAMES
 from labctl.runtime import options, spec, state
 from labctl.runtime.errors import ContainerError, NotFoundError
-from labctl.runtime.main import Context, one_name
+from labctl.runtime.main import VERSION, Context, one_name
 from labctl.runtime.state import Store
 
 
@@ -46,14 +46,16 @@ def _row(store: Store, id_: str, layout: Layout) -> dict[str, Any]:
 
 def show_state(words: list[str], context: Context) -> int:
     """labrun state ID."""
-    given = options.parse(words, {})
+    given = options.parse(words, {}, anywhere=True)
     _print(_row(Store(context.root), one_name(given, "state"), Layout.detect()))
     return 0
 
 
 def show_list(words: list[str], context: Context) -> int:
     """labrun list."""
-    given = options.parse(words, {"format": "text", "quiet": "flag"}, {"f": "format", "q": "quiet"})
+    given = options.parse(
+        words, {"format": "text", "quiet": "flag"}, {"f": "format", "q": "quiet"}, anywhere=True
+    )
     store, layout = Store(context.root), Layout.detect()
     rows = []
     for id_ in store.ids():
@@ -113,7 +115,7 @@ def show_ps(words: list[str], context: Context) -> int:
 
 def show_events(words: list[str], context: Context) -> int:
     """labrun events ID: figures every --interval, once with --stats; a line for each OOM kill."""
-    given = options.parse(words, {"interval": "text", "stats": "flag"})
+    given = options.parse(words, {"interval": "text", "stats": "flag"}, anywhere=True)
     id_ = one_name(given, "events")
     store, layout = Store(context.root), Layout.detect()
     document = store.read(id_)
@@ -163,7 +165,7 @@ def _seconds(text: str) -> float:
 
 def show_features(words: list[str], context: Context) -> int:
     """labrun features (features.md of the runtime spec 1.1)."""
-    options.parse(words, {})
+    options.parse(words, {}, anywhere=True)
     native = syscall_numbers.NATIVE.get(os.uname().machine, ())
     _print(
         {
@@ -181,7 +183,7 @@ def show_features(words: list[str], context: Context) -> int:
             "linux": {
                 "namespaces": sorted(namespaces.FLAGS),
                 "capabilities": capabilities.names(capabilities.known()),
-                "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+                "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
                 "seccomp": {
                     "enabled": bool(native),
                     "actions": sorted(seccomp.ACTIONS),
@@ -190,11 +192,13 @@ def show_features(words: list[str], context: Context) -> int:
                     "knownFlags": sorted(seccomp.FLAGS),
                     "supportedFlags": sorted(seccomp.FLAGS),
                 },
-                "apparmor": {"enabled": False},
-                "selinux": {"enabled": False},
+                "apparmor": {"enabled": True},
+                "selinux": {"enabled": True},
                 "intelRdt": {"enabled": False},
                 "mountExtensions": {"idmap": {"enabled": True}},
             },
+            "annotations": {"org.labctl.labrun.version": VERSION},
+            "potentiallyUnsafeConfigAnnotations": ["org.labctl.overlay.", "org.labctl.log."],
         }
     )
     return 0
@@ -202,13 +206,9 @@ def show_features(words: list[str], context: Context) -> int:
 
 def write_spec(words: list[str], context: Context) -> int:
     """labrun spec: a config.json to start from."""
-    given = options.parse(words, {"bundle": "text", "rootless": "flag"}, {"b": "bundle"})
+    given = options.parse(words, {"bundle": "text", "rootless": "flag"}, {"b": "bundle"}, anywhere=True)
     path = os.path.join(given.text("bundle") or ".", "config.json")
-    config = spec.default_config(
-        ["sh"], cgroup="/", hostname="labrun", terminal=True, id_base=0, seccomp=False
-    )
-    del config["linux"]["cgroupsPath"]
-    config["root"]["readonly"] = True
+    config = spec.starting_config(rootless=given.flag("rootless"))
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
@@ -218,7 +218,14 @@ def write_spec(words: list[str], context: Context) -> int:
     return 0
 
 
+def no_checkpoint(words: list[str], context: Context) -> int:
+    """labrun checkpoint, labrun restore: CRIU is not built in, and says so."""
+    raise ContainerError("checkpoint and restore are not supported by labrun: use runc or crun with CRIU")
+
+
 COMMANDS = {
+    "checkpoint": no_checkpoint,
+    "restore": no_checkpoint,
     "state": show_state,
     "list": show_list,
     "ps": show_ps,

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class ContainerError(Exception):
     """Something about a container failed.  `code` is the exit code that `labrun` ends with."""
@@ -18,3 +24,20 @@ class NotFoundError(ContainerError):
     def __init__(self, id_: str) -> None:
         super().__init__("container does not exist")
         self.id = id_
+
+
+def _say(text: str) -> None:
+    os.write(2, f"labrun: warning: {text}\n".encode("utf-8", "replace"))
+
+
+_sinks: list[Callable[[str], None]] = [_say]
+
+
+def warn(text: str) -> None:
+    """Say what is worth knowing and no error; labrun's command line puts it into its log."""
+    _sinks[-1](text)
+
+
+def warn_with(sink: Callable[[str], None]) -> None:
+    """Where warnings go from now on."""
+    _sinks[-1] = sink

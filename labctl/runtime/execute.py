@@ -44,20 +44,38 @@ class Target:
         self.config = config
         self.group = group
         self.kinds = kinds
+        self.state: dict[str, Any] = {}
 
     @classmethod
-    def of_container(cls, root: str, id_: str, layout: Layout | None = None) -> Target:
+    def of_container(
+        cls, root: str, id_: str, layout: Layout | None = None, *, ignore_paused: bool = False
+    ) -> Target:
         """Raises ContainerError when it doesn't run."""
         store = Store(root)
         document = store.read(id_)
         where = layout or Layout.detect()
         now = state.status(store, document, where)
-        if now != "running" and now != "created":
+        if now not in ("running", "created") and not (now == "paused" and ignore_paused):
             raise ContainerError(f"cannot exec in a {now} container")
         config = store.config(id_)
-        return cls(
-            document["pid"], config, state.cgroup_of(document, where), list(sources.namespace_paths(config))
-        )
+        group = state.cgroup_of(document, where) if document.get("cgroup") else None
+        found = cls(document["pid"], config, group, list(sources.namespace_paths(config)))
+        found.state = state.oci(document, now)
+        return found
+
+    def below(self, path: str) -> None:
+        """Go to a group below the container's (`exec --cgroup`, on v2 "CONTROLLERS:PATH" as well)."""
+        inner = path.rpartition(":")[2].strip("/")
+        if self.group is None:
+            raise ContainerError("--cgroup: the container has no control group of its own")
+        if not inner:
+            return
+        if ".." in inner.split("/"):
+            raise ContainerError(f"--cgroup {path!r} leaves the container's control group")
+        group = Cgroup(f"{self.group.path}/{inner}", self.group.layout)
+        if not all(os.path.isdir(folder) for folder in group.folders()):
+            raise ContainerError(f"--cgroup {path!r}: no such control group below the container's")
+        self.group = group
 
     @classmethod
     def of_pid(cls, pid: int) -> Target:
@@ -175,6 +193,7 @@ def spawn_in(
     Two forks: the first enters the namespaces, the second is in the pid namespace and, by CLONE_PARENT, our
     child.  Safe in a program with threads.
     """
+    process.preload({**target.config, "process": spec_process, "hooks": None})
     program = process.filter_of(target.config) if filtered else b""
     finisher = Finisher(spec_process, target.config, program)
     ours, theirs = Channel.pair()
@@ -185,10 +204,10 @@ def spawn_in(
     middle = os.fork()
     if middle == 0:
         stdio = (stdin, stdout, stderr)
-        _middle(target, finisher, theirs, entrance, flags & ~sc.CLONE_NEWTIME, stdio, tty, list(preserve))
+        _middle(target, finisher, theirs, entrance, flags, stdio, tty, list(preserve))
     theirs.close()
     os.close(entrance)
-    pid, master = 0, -1
+    pid, master, wanted_listener = 0, -1, 0
     failure: ContainerError | None = None
     try:
         # To the very end: an error may come before the pid, and an unreaped child would keep the
@@ -202,6 +221,10 @@ def spawn_in(
             pid = message.get("pid", pid)
             if message.get("console"):
                 master = fds[0]
+            wanted_listener = message.get("listener") or wanted_listener
+            if wanted_listener and pid:  # the pid comes on its own, perhaps later
+                _hand_over(target, ours, pid, wanted_listener)
+                wanted_listener = 0
         if failure is not None:
             raise failure
         if not pid:
@@ -218,6 +241,21 @@ def spawn_in(
     return ExecProcess(pid, sc.pidfd_open(pid), master)
 
 
+def _hand_over(target: Target, channel: Channel, pid: int, number: int) -> None:
+    """Give the container's seccomp agent the listener of this process, which waits for our word."""
+    from labctl.runtime import listener
+
+    pidfd = sc.pidfd_open(pid)
+    try:
+        listener.hand_over(pidfd, number, target.config["linux"]["seccomp"], pid, target.state)
+        channel.send({"go": True})
+    except (OSError, ContainerError):
+        pidfds.send(pidfd, 9)  # its own calls may wait for the agent for ever
+        raise
+    finally:
+        os.close(pidfd)
+
+
 def _middle(
     target: Target,
     finisher: Finisher,
@@ -230,6 +268,7 @@ def _middle(
 ) -> None:
     """Enter cgroup and namespaces, fork, say the pid.  Never returns."""
     try:
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)  # until execve nothing in the container may look into this process
         # Away from numbers that the process is to have.
         sock = fcntl.fcntl(channel.fileno(), fcntl.F_DUPFD_CLOEXEC, 3 + len(preserve))
         entrance = fcntl.fcntl(entrance, fcntl.F_DUPFD_CLOEXEC, 3 + len(preserve))
@@ -273,6 +312,8 @@ def _inside(
         if tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         finisher.prepare()
+        finisher.listen(channel)
+        finisher.drop()
         for fd in preserve:
             os.set_inheritable(fd, True)
         sc.close_range(3 + len(preserve), cloexec=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import select
 import time
@@ -9,7 +10,7 @@ import time
 from labctl.linux import pidfds
 from labctl.linux import syscalls as sc
 from labctl.runtime import jsonio
-from labctl.runtime.errors import ContainerError
+from labctl.runtime.errors import ContainerError, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,13 +18,23 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def run_all(rows: Iterable[dict[str, Any]], state: dict[str, Any], kind: str) -> None:
-    """Run hooks in order; the first that fails ends it.  Raises ContainerError."""
-    for row in rows or ():
-        run_one(row, state, kind)
+def run_all(
+    rows: Iterable[dict[str, Any]], state: dict[str, Any], kind: str, *, only_warn: bool = False
+) -> None:
+    """Run hooks in order; the first that fails ends it.  Raises ContainerError.
+
+    With `only_warn`, as the spec has it for poststart and poststop, a failure is a warning and all are run.
+    """
+    for index, row in enumerate(rows or ()):
+        try:
+            _run_one(row, state, f"error running {kind} hook #{index}: {row['path']}")
+        except (ContainerError, OSError) as error:
+            if not only_warn:
+                raise
+            warn(str(error))
 
 
-def run_one(row: dict[str, Any], state: dict[str, Any], kind: str) -> None:
+def _run_one(row: dict[str, Any], state: dict[str, Any], failed: str) -> None:
     """Run one hook.  Raises ContainerError with the end of its stderr when it fails or takes too long."""
     timeout = row.get("timeout")
     reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -32,8 +43,11 @@ def run_one(row: dict[str, Any], state: dict[str, Any], kind: str) -> None:
     if pid == 0:
         try:
             os.dup2(reader, 0)
+            os.dup2(say, 1)  # as runc: what a hook prints is no output of the container
             os.dup2(say, 2)
             sc.close_range(3, cloexec=True)
+            for number in (_signal.SIGPIPE, _signal.SIGINT):  # which Python handles or ignores
+                _signal.signal(number, _signal.SIG_DFL)
             env = dict(pair.partition("=")[::2] for pair in row.get("env") or ())
             os.execve(row["path"], list(row.get("args") or [row["path"]]), env)
         except OSError as error:
@@ -53,18 +67,13 @@ def run_one(row: dict[str, Any], state: dict[str, Any], kind: str) -> None:
         if text is None:
             pidfds.send(fd, 9)
             os.waitpid(pid, 0)
-            raise ContainerError(
-                f"error running {kind} hook {row['path']}: hook ran past specified timeout of {timeout} s"
-            )
+            raise ContainerError(f"{failed}: hook ran past specified timeout of {timeout} s")
         _, status = os.waitpid(pid, 0)
     finally:
         os.close(fd)
         os.close(said)
     if status:
-        code = pidfds.exit_code(status)
-        raise ContainerError(
-            f"error running {kind} hook {row['path']}: exit status {code}, stderr: {text[-500:]}"
-        )
+        raise ContainerError(f"{failed}: exit status {pidfds.exit_code(status)}, stderr: {text[-500:]}")
 
 
 def _read_until_end(pidfd: int, fd: int, timeout: float | None) -> str | None:

@@ -78,6 +78,7 @@ def run(plan: Plan, channel: Channel) -> None:
 
 def _run(plan: Plan, channel: Channel) -> None:
     sc.prctl(sc.PR_SET_PDEATHSIG, 9)
+    sc.prctl(sc.PR_SET_DUMPABLE, 0)  # until execve nothing in the container may look into this process
     keep_only({channel.fileno(), plan.fifo, *plan.stdio, *plan.preserve})
     message, fds = channel.receive()
     if message is None or "go" not in message:
@@ -85,6 +86,8 @@ def _run(plan: Plan, channel: Channel) -> None:
     # From here on the container lives without its parent.
     sc.prctl(sc.PR_SET_PDEATHSIG, 0)
     spaces = sources.namespace_paths(plan.config)
+    if "mount" in plan.joined:
+        sources.join_mounts(spaces["mount"])
     if plan.userns:
         os.setgroups([])
         os.setresgid(0, 0, 0)
@@ -94,19 +97,33 @@ def _run(plan: Plan, channel: Channel) -> None:
         sc.unshare(sc.CLONE_NEWCGROUP)
     if plan.new_keyring:
         _new_keyring()
+    descriptors = -1
+    if plan.fifo >= 0:  # the container may have no /proc, and its user no right to a path on the host
+        descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     _world(plan, channel, message, fds)
     finisher = Finisher(default_process(plan.config), plan.config, plan.program)
-    finisher.prepare()
-    finisher.own_stdio()
+    if plan.config.get("process"):  # else `start` refuses, as the spec has it
+        finisher.prepare()
+        finisher.own_stdio()
+        finisher.listen(channel)
+        finisher.drop()
     if plan.fifo >= 0:
         channel.send({"ready": True})
-        _wait_for_start(plan)
-    for row in (plan.config.get("hooks") or {}).get("startContainer") or ():
-        from labctl.runtime.hooks import run_one
-
-        run_one(row, message["state"], "startContainer")
+        _wait_for_start(plan, descriptors)
+    _hooks(plan, message["state"], "startContainer", "created")
     _keep_for_exec(plan, channel)
     finisher.become()
+
+
+def _hooks(plan: Plan, oci: Config, kind: str, status: str) -> None:
+    """Hooks that run in the container's namespaces see its pid there."""
+    rows = (plan.config.get("hooks") or {}).get(kind)
+    if rows:
+        from labctl.runtime.hooks import run_all
+
+        notes = plan.config.get("annotations")
+        seen = {**oci, "status": status, "pid": os.getpid(), **({"annotations": notes} if notes else {})}
+        run_all(rows, seen, kind)
 
 
 def _new_keyring() -> None:
@@ -127,11 +144,11 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
         binds = fds[2 if message["sysfs"] else 1 :]
         builder = RootBuilder(config, root, binds, sysfs, plan.cgroups, userns=plan.userns)
         builder.build(message["state"]["bundle"])
-        if (hooks_ := (config.get("hooks") or {}).get("createContainer")) is not None:
-            from labctl.runtime.hooks import run_all
-
-            run_all(hooks_, message["state"], "createContainer")
+        _hooks(plan, message["state"], "createContainer", "creating")
         builder.enter(pivot=plan.pivot)
+    else:
+        os.chroot(os.path.join(message["state"]["bundle"], config["root"]["path"]))
+        os.chdir("/")
     if "uts" in spaces:
         if config.get("hostname"):
             sc.sethostname(config["hostname"])
@@ -186,12 +203,12 @@ def open_slave(master: int) -> int:
     return slave
 
 
-def _wait_for_start(plan: Plan) -> None:
+def _wait_for_start(plan: Plan, descriptors: int) -> None:
     """Block until `start` opens the other end of the fifo; opening by descriptor needs no path to it."""
-    fd = os.open(f"/proc/self/fd/{plan.fifo}", os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(str(plan.fifo), os.O_WRONLY | os.O_CLOEXEC, dir_fd=descriptors)
     os.write(fd, b"0")
-    os.close(fd)
-    os.close(plan.fifo)
+    for one in (fd, plan.fifo, descriptors):
+        os.close(one)
 
 
 def _keep_for_exec(plan: Plan, channel: Channel) -> None:

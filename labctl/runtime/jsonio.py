@@ -28,6 +28,12 @@ def loads(text: str) -> Any:
         value, end = _json.make_scanner(_Settings)(text, start)  # type: ignore[arg-type]
     except StopIteration as error:
         raise ValueError(f"no JSON value at character {error.value}") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except SystemError:  # the scanner finds no json.decoder to take its error from: let that say it
+        import json
+
+        return json.loads(text)
     if text[end:].strip(" \t\r\n"):
         raise ValueError(f"more text after the JSON value, at character {end}")
     return value

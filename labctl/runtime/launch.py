@@ -37,6 +37,7 @@ class Job:
         self.id = id_
         self.bundle = os.path.abspath(bundle)
         self.stdio = stdio
+        self.loaded: tuple[dict[str, Any], str] | None = None  # when its config.json has been read already
         self.wait_for_start = False
         self.preserve: list[int] = []
         self.cgroup_path = ""
@@ -64,16 +65,14 @@ class Job:
 
     def declare(self, store: Store, layout: Layout) -> None:
         """Write down the intent; then its cgroup, limits, and open files."""
-        self.config, text = spec.load(self.bundle)
-        if not self.config.get("process"):
+        self.config, text = self.loaded or spec.load(self.bundle)
+        if not self.config.get("process") and not self.wait_for_start:
             raise ContainerError(f"{self.bundle}/config.json: process is missing")
+        process.preload(self.config)
         linux = self.config.get("linux") or {}
         resources = linux.get("resources") or {}
         notes = dict(self.config.get("annotations") or {})
-        path = self.cgroup_path or linux.get("cgroupsPath") or f"/{self.id}"
-        if path.count(":") == 2:  # systemd's slice:prefix:name: the same place, made without systemd
-            slice_, prefix, name = path.split(":")
-            path = f"/{slice_ or 'system.slice'}/{prefix}-{name}.scope"
+        path = cgroups.systemd_path(self.cgroup_path or linux.get("cgroupsPath") or f"/{self.id}")
         extra = limits.extra_controllers(resources)
         self.cgroup = Cgroup(path, layout, extra)
         self.document = state.new_document(self.id, self.bundle, notes, self.cgroup.path)
@@ -85,7 +84,7 @@ class Job:
         self.declared = True
         self.cgroup.create()
         limits.apply(self.cgroup, resources)
-        if resources.get("devices"):
+        if resources.get("devices") and not namespaces.nested():  # a nested root has no say over devices
             devices.apply(self.cgroup, resources["devices"])
         self._plan = init.Plan(self.config, program, self._stdio(notes))
         self._plan.preserve = self.preserve
@@ -129,14 +128,16 @@ class Job:
         self.channel, child = Channel.pair()
         spaces = sources.namespace_paths(self.config)
         flags = 0
+        offsets = (self.config.get("linux") or {}).get("timeOffsets") or {}
         for kind, path in spaces.items():
-            if not path and kind != "cgroup":  # a process enters its cgroup before it hides the rest
+            # A process enters its cgroup before it hides the rest; clocks are shifted before the clone.
+            if not path and kind != "cgroup" and not (kind == "time" and offsets):
                 flags |= namespaces.FLAGS[kind]
         try:
             if spaces.get("user"):
-                self._spawn_by_middle(spaces, flags, child)
+                self._spawn_by_middle(spaces, flags, child, offsets)
             else:
-                with _Entered(spaces):
+                with _Entered(spaces, offsets):
                     self.pid, self.pidfd = sc.clone(flags)
                     if self.pid == 0:  # inside the block: its end, the way back, is the parent's alone
                         init.run(self.plan, child)
@@ -145,13 +146,15 @@ class Job:
         self.document["start_ticks"] = proc.start_ticks(self.pid)
         self.document["start_stack"] = proc.start_stack(self.pid)
 
-    def _spawn_by_middle(self, spaces: dict[str, str], flags: int, child: Channel) -> None:
+    def _spawn_by_middle(
+        self, spaces: dict[str, str], flags: int, child: Channel, offsets: dict[str, Any]
+    ) -> None:
         """A user namespace by path: a process in between enters it, and the container is our child still."""
         middle = os.fork()
         if middle == 0:
             try:
                 user = os.open(spaces["user"], os.O_RDONLY | os.O_CLOEXEC)
-                entered = _Entered(spaces)
+                entered = _Entered(spaces, offsets)
                 entered.enter()
                 if spaces.get("mount"):
                     raise ContainerError("a mount namespace by path can't go with a user namespace by path")
@@ -177,8 +180,9 @@ class Job:
         spaces = sources.namespace_paths(self.config)
         if spaces.get("user") == "":
             namespaces.write_maps(self.pid, *spec.id_maps(self.config))
-        process.raise_limits(self.pid, self.config["process"])
-        score = self.config["process"].get("oomScoreAdj")
+        wanted = self.config.get("process") or {}
+        process.raise_limits(self.pid, wanted)
+        score = wanted.get("oomScoreAdj")
         if score is not None:
             cgroups.write(f"/proc/{self.pid}/oom_score_adj", str(score))
         self.document["pid"] = self.pid
@@ -199,8 +203,8 @@ class Job:
                 if sysfs >= 0:
                     fds.append(sysfs)
                 fds += sources.make_binds(self.config, self.bundle, userns)
-            oci = {"ociVersion": state.OCI_VERSION, "id": self.id, "pid": self.pid, "bundle": self.bundle}
-            self.channel.send({"go": True, "sysfs": sysfs >= 0, "state": {**oci, "status": "creating"}}, fds)
+            oci = state.oci({**self.document, "annotations": {}}, "creating")  # it has its annotations
+            self.channel.send({"go": True, "sysfs": sysfs >= 0, "state": oci}, fds)
         finally:
             for fd in [*fds, *([userns] if userns >= 0 else [])]:
                 os.close(fd)
@@ -218,8 +222,9 @@ class Job:
 class _Entered:
     """In the namespaces given by path, and back: for what a clone is to inherit."""
 
-    def __init__(self, spaces: dict[str, str]) -> None:
+    def __init__(self, spaces: dict[str, str], offsets: dict[str, Any]) -> None:
         self.paths = {kind: spaces[kind] for kind in _PARENT_ENTERS if spaces.get(kind)}
+        self.offsets = offsets if spaces.get("time") == "" else {}
         self.home: dict[str, int] = {}
 
     def enter(self) -> None:
@@ -232,11 +237,17 @@ class _Entered:
                 sc.setns(fd, namespaces.FLAGS[kind], path)
             finally:
                 os.close(fd)
+        if self.offsets:
+            from labctl.linux import schedule
+
+            self.home["time"] = os.open("/proc/self/ns/time", os.O_RDONLY | os.O_CLOEXEC)
+            sc.unshare(sc.CLONE_NEWTIME)
+            schedule.write_time_offsets(self.offsets)
 
     def __enter__(self) -> None:
         try:
             self.enter()
-        except OSError:
+        except (OSError, ValueError):
             self.__exit__()
             raise
 
@@ -300,23 +311,9 @@ def _parent_hooks(job: Job, *kinds: str) -> None:
         if rows:
             from labctl.runtime import hooks
 
-            hooks.run_all(
-                rows, oci_state(job.document, "running" if kind == "poststart" else "creating"), kind
-            )
-
-
-def oci_state(document: dict[str, Any], status: str) -> dict[str, Any]:
-    """The state as the OCI spec has it: for hooks and for `labrun state`."""
-    found = {
-        "ociVersion": state.OCI_VERSION,
-        "id": document["id"],
-        "status": status,
-        "pid": document.get("pid") or 0,
-        "bundle": document.get("bundle") or "",
-    }
-    if document.get("annotations"):
-        found["annotations"] = document["annotations"]
-    return found
+            late = kind == "poststart"
+            now = state.oci(job.document, "running" if late else "creating")
+            hooks.run_all(rows, now, kind, only_warn=late)
 
 
 def _scratch(store: Store) -> str:
@@ -353,8 +350,13 @@ def _collect(jobs: list[Job], timeout: float) -> list[Job]:
             if message and message.get("console"):
                 job.console = fds[0]
                 continue
+            if message and message.get("listener"):
+                _hand_over(job, message["listener"])
+                continue
             del waiting[fd]
             poll.unregister(fd)
+            if job.error:
+                continue
             if message and "error" in message:
                 _failed(job, message["error"], message.get("code", 1))
             elif message is None and _died(job):
@@ -362,6 +364,20 @@ def _collect(jobs: list[Job], timeout: float) -> list[Job]:
             else:
                 good.append(job)
     return good
+
+
+def _hand_over(job: Job, number: int) -> None:
+    """Give the seccomp agent its descriptor; the process waits, and is told how it went."""
+    from labctl.runtime import listener
+
+    assert job.channel is not None
+    profile = job.config["linux"]["seccomp"]
+    try:
+        listener.hand_over(job.pidfd, number, profile, job.pid, state.oci(job.document, "creating"))
+        job.channel.send({"go": True})
+    except (OSError, ContainerError) as error:
+        _failed(job, str(error), 1)
+        pidfds.send(job.pidfd, 9)  # its own calls may wait for the agent for ever
 
 
 def _died(job: Job) -> bool:
@@ -393,6 +409,10 @@ def undo(store: Store, job: Job) -> None:
         os.close(job.pidfd)
         job.pidfd = -1
     if job.declared:
+        if job.pid and (rows := (job.config.get("hooks") or {}).get("poststop")):
+            from labctl.runtime import hooks
+
+            hooks.run_all(rows, state.oci(job.document, "stopped"), "poststop", only_warn=True)
         if job.cgroup is not None:
             try:
                 job.cgroup.remove()

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from labctl.runtime import options
+from labctl.runtime import errors, options
 from labctl.runtime.errors import ContainerError
 
 TYPE_CHECKING = False
@@ -23,6 +23,8 @@ _GLOBAL = {
     "debug": "flag",
     "systemd-cgroup": "flag",
     "rootless": "text",
+    "cgroup-manager": "text",
+    "criu": "text",
     "version": "flag",
     "help": "flag",
 }
@@ -43,6 +45,8 @@ _COMMANDS = {
     "events": ("show", "print a container's figures and OOM notifications"),
     "features": ("show", "print what this runtime can do"),
     "spec": ("show", "write a starting config.json"),
+    "checkpoint": ("show", "not supported: says so"),
+    "restore": ("show", "not supported: says so"),
     "keep": ("keep", "a batch of containers with a keeper: JSON in, JSON out (labctl's own)"),
 }
 VERSION = "0.1.0"
@@ -73,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if context.log_format not in ("text", "json"):
             context.log_format = "text"
             raise ContainerError(f"unknown log-format {given.text('log_format')!r}")
+        errors.warn_with(lambda text: report(context, text, "warning"))
         if given.flag("version"):
             sys.stdout.write(f"labrun version {VERSION}\nspec: 1.1.0\n")
             return 0
@@ -82,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, *rest = given.words
         if name not in _COMMANDS:
             raise ContainerError(f"No help topic for {name!r}", code=3)
+        if rest and rest[0] in ("--help", "-h"):
+            sys.stdout.write(f"NAME:\n   labrun {name} - {_COMMANDS[name][1]}\n")
+            return 0
         return _command(name, rest, context)
     except ContainerError as error:
         report(context, error.message)
@@ -91,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # so that the interpreter's last flush is quiet
         return 1
-    except (OSError, TimeoutError) as error:
+    except (OSError, ValueError) as error:
         report(context, str(error))
         return 1
 

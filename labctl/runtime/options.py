@@ -41,17 +41,30 @@ class Options:
         return value if isinstance(value, list) else []
 
 
-def parse(words: Sequence[str], table: Mapping[str, Kind], short: Mapping[str, str] | None = None) -> Options:
-    """Read options up to the first other word.  Raises ContainerError as "flag provided but not defined"."""
+def parse(
+    words: Sequence[str],
+    table: Mapping[str, Kind],
+    short: Mapping[str, str] | None = None,
+    *,
+    anywhere: bool = False,
+) -> Options:
+    """Read options up to the first other word, or `anywhere` as runc does where no program's options follow.
+
+    Raises ContainerError as "flag provided but not defined".
+    """
     values: dict[str, str | bool | int | list[str]] = {}
     rest = list(words)
+    found: list[str] = []
     while rest:
         word = rest[0]
         if word == "--":
             rest.pop(0)
             break
         if not word.startswith("-") or word == "-":
-            break
+            if not anywhere:
+                break
+            found.append(rest.pop(0))
+            continue
         rest.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
         name = (short or {}).get(name, name)
@@ -67,7 +80,7 @@ def parse(words: Sequence[str], table: Mapping[str, Kind], short: Mapping[str, s
                 raise ContainerError(f"flag needs an argument: -{name}")
             value = rest.pop(0)
         _store(values, key, kind, value)
-    return Options(values, rest)
+    return Options(values, [*found, *rest])
 
 
 def _store(values: dict[str, str | bool | int | list[str]], key: str, kind: Kind, value: str) -> None:

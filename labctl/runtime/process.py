@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from labctl.runtime.channel import Channel
+
     Config = dict[str, Any]
 
 NOT_EXECUTABLE = 126
@@ -40,6 +42,31 @@ def filter_of(config: Config) -> bytes:
     if key not in _filters:
         _filters[key] = seccomp.compile_filter(profile)
     return _filters[key]
+
+
+def preload(config: Config) -> None:
+    """Load the modules, and ask what will be needed, while /proc and our own files are still there.
+
+    Raises ContainerError for a security module that this kernel hasn't got, ValueError for an unknown word.
+    """
+    from importlib import import_module
+
+    process, linux = config.get("process") or {}, config.get("linux") or {}
+    capabilities.known()
+    if config.get("hooks"):
+        import_module("labctl.runtime.hooks")
+    if linux.get("personality") or process.get("scheduler") or process.get("ioPriority"):
+        from labctl.linux import schedule
+
+        schedule.check(process, linux)
+    if profile := linux.get("seccomp"):
+        seccomp.flag_bits(profile.get("flags") or ())
+        if seccomp.notifies(profile):
+            import_module("labctl.runtime.listener")
+    if process.get("apparmorProfile") or process.get("selinuxLabel") or linux.get("mountLabel"):
+        from labctl.runtime import lsm
+
+        lsm.check(config)
 
 
 def raise_limits(pid: int, process: Config) -> None:
@@ -75,8 +102,7 @@ def _limit_value(value: int) -> int:
 class Finisher:
     """Turns this forked Python into the container's process.
 
-    `prepare` does what can still be reported to whoever waits for "ready"; `become` gives up the rights and
-    never returns.
+    `prepare` and `drop` do what can still be reported to whoever waits for "ready"; `become` never returns.
     """
 
     def __init__(self, process: Config, config: Config, program: bytes) -> None:
@@ -89,6 +115,7 @@ class Finisher:
         self.groups: list[int] = []
         self.by_name = False
         self.late_cwd = False
+        self.loaded = False
 
     def prepare(self) -> None:
         """Find the user, the folder and the program.  Raises ContainerError with code 126 or 127."""
@@ -135,19 +162,30 @@ class Finisher:
             except OSError:
                 continue  # not ours to give (a host's file, or closed)
 
-    def become(self) -> None:
-        """Limits, capabilities, ids, filter, execve.  Raises OSError or ContainerError; never returns."""
+    def listen(self, channel: Channel) -> None:
+        """With SCMP_ACT_NOTIFY: load the filter now, while somebody is there who hands its listener over."""
+        profile = (self.config.get("linux") or {}).get("seccomp") or {}
+        if self.program and seccomp.notifies(profile):
+            from labctl.runtime import listener
+
+            if self.process.get("noNewPrivileges"):
+                sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+            listener.load_and_wait(self.program, profile.get("flags") or (), channel)
+            self.loaded = True
+
+    def drop(self) -> None:
+        """Give up ids, capabilities and other rights: what can fail fails before the container is created.
+
+        Raises OSError or ContainerError.
+        """
         process = self.process
-        for row in process.get("rlimits") or ():
-            value = (_limit_value(row["soft"]), _limit_value(row["hard"]))
-            resource.setrlimit(_limit_number(row["type"]), value)
+        self._schedule()
         umask = (process.get("user") or {}).get("umask")
         os.umask(0o022 if umask is None else umask)
         sets = self._capabilities()
-        early = self.program and not process.get("noNewPrivileges")
         if process.get("noNewPrivileges"):
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-        if early:  # without no_new_privs a filter needs CAP_SYS_ADMIN, which goes below
+        elif self.program:  # without no_new_privs a filter needs CAP_SYS_ADMIN, which goes below
             self._load()
         if sets is not None:
             capabilities.drop_bounding(sets[0])
@@ -169,11 +207,37 @@ class Finisher:
             check_cwd()
         sc.prctl(sc.PR_SET_PDEATHSIG, 0)
         reset_signals()
-        if self.program and not early:
+
+    def become(self) -> None:
+        """Limits, the filter and execve, after `drop`.  Raises OSError or ContainerError; never returns."""
+        for row in self.process.get("rlimits") or ():
+            value = (_limit_value(row["soft"]), _limit_value(row["hard"]))
+            resource.setrlimit(_limit_number(row["type"]), value)
+        if self.program and not self.loaded:
             self._load()
-        execute(self.path, process["args"], self.env)
+        execute(self.path, self.process["args"], self.env)
+
+    def _schedule(self) -> None:
+        """What needs rights and is rarely asked for; its modules were loaded by `preload`."""
+        process, domain = self.process, (self.config.get("linux") or {}).get("personality")
+        if domain or process.get("scheduler") or process.get("ioPriority"):
+            from labctl.linux import schedule
+
+            if domain:
+                schedule.set_personality(domain)
+            if row := process.get("scheduler"):
+                schedule.set_scheduler(row)
+            if row := process.get("ioPriority"):
+                schedule.set_io_priority(row)
+        if process.get("apparmorProfile") or process.get("selinuxLabel"):
+            from labctl.runtime import lsm
+
+            lsm.confine(process)
 
     def _load(self) -> None:
+        if self.loaded:
+            return
+        self.loaded = True
         profile = (self.config.get("linux") or {}).get("seccomp") or {}
         seccomp.load(self.program, profile.get("flags") or ())
 

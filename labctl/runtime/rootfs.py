@@ -88,9 +88,13 @@ class RootBuilder:
 
     def _mount(self, mount: Config, bind: int) -> None:
         options = Options(mount.get("options") or ())
-        target = mount["destination"]
+        target = os.path.normpath("/" + mount["destination"])
         kind = mount.get("type") or "none"
-        if bind >= 0:
+        if options.flags & sc.MS_REMOUNT:
+            fd = mounts.open_in_root(self.root, target)
+            mounts.set_attributes(fd, options.attr_set, options.attr_clear)
+            os.close(fd)
+        elif bind >= 0:
             self._attach(bind, target, folder=stat.S_ISDIR(os.fstat(bind).st_mode))
         elif kind == "cgroup" or kind == "cgroup2":
             self._cgroup(target, options)
@@ -99,14 +103,19 @@ class RootBuilder:
             self._attach(self.sysfs, target, folder=True)
         else:
             data = list(options.data)
+            if label := self.linux.get("mountLabel"):
+                from labctl.runtime import lsm
+
+                data += lsm.mount_options(kind, label)
             if kind == "mqueue" or kind == "proc":
                 data = [word for word in data if "=" in word]
+            data += options.superblock
             fd = mounts.filesystem(kind, data, options.attr_set, mount.get("source") or kind)
             if options.copy_up:
                 self._copy_up(fd, target)
             self._attach(fd, target, folder=True)
             os.close(fd)
-        for word in options.propagation:
+        for word in options.propagation if bind < 0 else ():
             fd = mounts.open_in_root(self.root, target)
             flags = sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if word & sc.MS_REC else 0)
             sc.mount_setattr(fd, "", flags, propagation=word & ~sc.MS_REC)
@@ -181,7 +190,7 @@ class RootBuilder:
 
     def _device(self, row: Config, dev: int) -> None:
         path = row["path"]
-        if self.userns:
+        if self.userns and row["type"] != "p":
             source = mounts.tree(path)
             self._attach(source, path, folder=False)
             os.close(source)
@@ -197,7 +206,7 @@ class RootBuilder:
             except FileExistsError:
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if stat.S_IFMT(found.st_mode) != stat.S_IFMT(mode) or found.st_rdev != device:
-                    raise
+                    raise ContainerError(f"device {path}: another file is there already") from None
             if row.get("uid") or row.get("gid"):
                 os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=folder)
         finally:

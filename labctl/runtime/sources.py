@@ -15,6 +15,7 @@ from labctl.runtime.errors import ContainerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     Config = dict[str, Any]
@@ -26,10 +27,43 @@ def namespace_paths(config: Config) -> dict[str, str]:
     return {row["type"]: row.get("path") or "" for row in rows}
 
 
+def join_mounts(path: str) -> None:
+    """Enter a mount namespace by its path.  Raises ContainerError, SyscallError.
+
+    The runtime's own is refused: the container's root would become everybody's.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/mnt")):
+            raise ContainerError(f"linux.namespaces: {path} is the mount namespace of the runtime itself")
+        sc.setns(fd, sc.CLONE_NEWNS, path)
+    finally:
+        os.close(fd)
+
+
+def default_propagation(config: Config) -> int:
+    """How mounts that come from the host relate to it unless they say so: as `rootfsPropagation`, not shared.
+
+    A container's mounts would otherwise reach the host wherever the host's are shared, systemd's default.
+    """
+    word = ((config.get("linux") or {}).get("rootfsPropagation") or "").lstrip("r")
+    return sc.MS_SLAVE if word in ("shared", "slave") else sc.MS_PRIVATE
+
+
+def _cut_off(fd: int, config: Config, asked: Sequence[int] = ()) -> None:
+    """Set the propagation of a detached tree that was copied from the host: as asked, or the default."""
+    if not any(word & (sc.MS_SHARED | sc.MS_SLAVE) for word in asked):
+        asked = [default_propagation(config) | sc.MS_REC, *asked]
+    for word in asked:
+        flags = sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if word & sc.MS_REC else 0)
+        sc.mount_setattr(fd, "", flags, propagation=word & ~sc.MS_REC)
+
+
 def is_bind(mount: dict[str, Any]) -> bool:
-    """Whether an OCI mount is a bind mount."""
-    return mount.get("type") == "bind" or any(
-        word in ("bind", "rbind") for word in mount.get("options") or ()
+    """Whether an OCI mount is a bind mount (one with `remount` only changes what is there)."""
+    options = mount.get("options") or ()
+    return (mount.get("type") == "bind" or "bind" in options or "rbind" in options) and (
+        "remount" not in options
     )
 
 
@@ -47,7 +81,9 @@ def make_root(config: Config, bundle: str, maker: OverlayMaker | None, userns: i
         path = os.path.join(bundle, config["root"]["path"])
         if not os.path.isdir(path):
             raise ContainerError(f"root file system {path} is not a folder")
-        return mounts.tree(path, recursive=True)
+        root = mounts.tree(path, recursive=True)
+        _cut_off(root, config)
+        return root
     uids, gids = spec.id_maps(config)
     owner = (namespaces.to_host(uids, 0), namespaces.to_host(gids, 0))
     if upper:
@@ -66,6 +102,7 @@ def make_binds(config: Config, bundle: str, userns: int) -> list[int]:
             source = os.path.join(bundle, mount.get("source") or "")
             recursive = bool(options.flags & sc.MS_REC)
             made.append(mounts.tree(source, recursive=recursive))
+            _cut_off(made[-1], config, options.propagation)
             if options.idmap or mount.get("uidMappings"):
                 _idmap(made[-1], mount, options, userns)
             mounts.set_attributes(made[-1], options.attr_set, options.attr_clear)

@@ -16,6 +16,7 @@ import os
 import zlib
 
 from labctl.linux import capabilities, namespaces
+from labctl.runtime import check as checks
 from labctl.runtime import jsonio
 from labctl.runtime.errors import ContainerError
 from labctl.runtime.state import OCI_VERSION
@@ -226,6 +227,34 @@ def default_config(
     }
 
 
+def starting_config(*, rootless: bool) -> dict[str, Any]:
+    """What `labrun spec` writes: a shell on a read-only root, few capabilities, no device beyond the usual.
+
+    With `rootless` for the caller's own ids: a user namespace, the host's network, no limits.
+    """
+    config = default_config(["sh"], cgroup="/", hostname="labrun", terminal=True, id_base=0, seccomp=False)
+    del config["annotations"]
+    process, linux = config["process"], config["linux"]
+    names = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
+    process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), names)
+    process["env"].append("TERM=xterm")
+    process["rlimits"] = [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}]
+    config["root"]["readonly"] = True
+    del linux["cgroupsPath"], linux["sysctl"]
+    linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
+    if rootless:
+        del linux["resources"]
+        linux["namespaces"] = [row for row in linux["namespaces"] if row["type"] != "network"]
+        linux["namespaces"].append({"type": "user"})
+        linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+        linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
+        for row in config["mounts"]:
+            row["options"] = [word for word in row["options"] if not word.startswith("gid=")]
+            if row["type"] == "sysfs":  # a new one needs a network namespace of its own
+                row.update(type="none", source="/sys", options=["rbind", "nosuid", "noexec", "nodev", "ro"])
+    return config
+
+
 def load(bundle: str) -> tuple[dict[str, Any], str]:
     """(configuration, its text) of a bundle.  Raises ContainerError that says what is wrong with it."""
     path = f"{bundle}/config.json"
@@ -247,42 +276,10 @@ def load(bundle: str) -> tuple[dict[str, Any], str]:
 
 def check(config: Any, where: str) -> None:
     """What must be there before anything is made.  Raises ContainerError."""
-
-    def wrong(what: str) -> ContainerError:
-        return ContainerError(f"{where}: {what}")
-
-    if not isinstance(config, dict):
-        raise wrong("not a JSON object")
-    if not str(config.get("ociVersion", "")).startswith("1."):
-        raise wrong(f"ociVersion {config.get('ociVersion')!r} is not 1.x")
+    checks.config(config, where)
     root = config.get("root")
-    if not (isinstance(root, dict) and root.get("path")) and LOWER not in (config.get("annotations") or {}):
-        raise wrong("root.path is missing")
-    process = config.get("process")
-    if process is not None:
-        if not process.get("args"):
-            raise wrong("process.args must not be empty")
-        if not os.path.isabs(process.get("cwd") or ""):
-            raise wrong("process.cwd must be an absolute path")
-        for kind, names in (process.get("capabilities") or {}).items():
-            try:
-                capabilities.mask(names or ())
-            except ValueError as error:
-                raise wrong(f"process.capabilities.{kind}: {error}") from error
-    linux = config.get("linux") or {}
-    seen = set()
-    for space in linux.get("namespaces") or ():
-        kind = space.get("type")
-        if kind not in namespaces.FLAGS:
-            raise wrong(f"linux.namespaces: unknown type {kind!r}")
-        if kind in seen:
-            raise wrong(f"linux.namespaces: {kind} twice")
-        seen.add(kind)
-    if linux.get("uidMappings") and "user" not in seen:
-        raise wrong("linux.uidMappings without a user namespace")
-    for mount in config.get("mounts") or ():
-        if not mount.get("destination"):
-            raise wrong("a mount without a destination")
+    if not (root and root.get("path")) and LOWER not in (config.get("annotations") or {}):
+        raise ContainerError(f"{where}: root.path is missing")
 
 
 def id_maps(config: Mapping[str, Any]) -> tuple[list[namespaces.IdMap], list[namespaces.IdMap]]:

@@ -12,8 +12,9 @@ import time
 
 from labctl.linux import proc
 from labctl.linux.cgroups import Cgroup, Layout
+from labctl.runtime import check as checks
 from labctl.runtime import jsonio
-from labctl.runtime.errors import ContainerError, NotFoundError
+from labctl.runtime.errors import ContainerError, NotFoundError, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
     Document = dict[str, Any]
 
 OCI_VERSION = "1.1.0"
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "pid": int,
+    "start_ticks": int,
+    "start_stack": int,
+    "bundle": str,
+    "annotations": dict,
+    "cgroup": str,
+    "controllers": list,
+    "boot_id": str,
+    "created": (int, float),
+    "started": (int, float),
+    "finished": (int, float),
+    "exit_code": int,
+}
 _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 
@@ -84,17 +100,26 @@ class Store:
         if text is None and not os.path.isdir(folder):
             raise NotFoundError(id_)
         try:
-            document: Document = jsonio.loads(text or "{}")
+            found = jsonio.loads(text or "{}")
         except ValueError:
-            document = {}
-        document.setdefault("id", id_)
+            found = {}
+        document: Document = found if isinstance(found, dict) else {}
+        for key, kind in _KINDS.items():
+            if document.get(key) is not None and not isinstance(document[key], kind):
+                del document[key]
+        document["id"] = id_
         return document
 
     def config(self, id_: str) -> Document:
-        """The configuration that the container was created with; {} when it was never written."""
+        """The configuration that the container was created with; {} when it was not (wholly) written."""
         text = proc.read(f"{self.folder(id_)}/config.json")
-        result: Document = jsonio.loads(text) if text else {}
-        return result
+        try:
+            result: Document = jsonio.loads(text) if text else {}
+            checks.shape(result, checks.CONFIG, "")
+            return result if isinstance(result, dict) else {}
+        except (ValueError, ContainerError) as error:
+            warn(f"container {id_}: its saved config.json can't be read: {error}")
+            return {}
 
     def remove(self, id_: str) -> None:
         """Remove the folder; absence is fine."""
@@ -161,6 +186,20 @@ def status(store: Store, document: Document, layout: Layout | None = None) -> st
     if layout is not None and document.get("cgroup") and cgroup_of(document, layout).frozen():
         return "paused"
     return "running"
+
+
+def oci(document: Document, status: str) -> Document:
+    """The state as the OCI spec has it: for hooks and for `labrun state`."""
+    found: Document = {
+        "ociVersion": OCI_VERSION,
+        "id": document["id"],
+        "status": status,
+        "pid": document.get("pid") or 0,
+        "bundle": document.get("bundle") or "",
+    }
+    if document.get("annotations"):
+        found["annotations"] = document["annotations"]
+    return found
 
 
 def cgroup_of(document: Document, layout: Layout) -> Cgroup:

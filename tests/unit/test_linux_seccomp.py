@@ -135,7 +135,7 @@ def test_the_search_finds_exactly_what_is_allowed(names: set[str]) -> None:
     "profile",
     [
         {"defaultAction": "SCMP_ACT_NOPE"},
-        {"defaultAction": "SCMP_ACT_NOTIFY"},
+        {"defaultAction": "SCMP_ACT_NOPE"},
         {
             "defaultAction": "SCMP_ACT_ALLOW",
             "syscalls": [
