@@ -137,7 +137,9 @@ def start(words: list[str], context: Context) -> int:
                 "container process is already dead" if ready else "container does not answer"
             )
         os.unlink(path)
-        os.read(fifo, 16)
+        failed = _until_exec(fifo, bool((store.config(id_).get("hooks") or {}).get("startContainer")))
+        if failed:
+            raise ContainerError(f"unable to start container process: {failed}")
     finally:
         os.close(fifo)
         os.close(fd)
@@ -148,6 +150,19 @@ def start(words: list[str], context: Context) -> int:
 
         hooks.run_all(rows, state.oci(document, "running"), "poststart", only_warn=True)
     return 0
+
+
+def _until_exec(fifo: int, hooks: bool) -> str:
+    """Wait until the process has become its program: "", or what went wrong before."""
+    said = b""
+    poll = select.poll()
+    poll.register(fifo, select.POLLIN)
+    while poll.poll(None if hooks else 10000):  # a hook's time is its own, and bounded by its timeout
+        part = os.read(fifo, 4096)
+        if not part:
+            return said[1:].decode(errors="replace")
+        said += part
+    raise ContainerError("container does not answer")
 
 
 def run(words: list[str], context: Context) -> int:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Plan:
     """What the process is to become, all known before the clone.
 
-    `stdio` are its descriptors 0, 1, 2; `fifo` an O_PATH descriptor to wait on before execve, or -1;
+    `stdio` are its descriptors 0, 1, 2; `fifo` an O_PATH descriptor to wait on before execve, or -1,
+    and `started` its writing end from then on;
     `terminal` makes a pseudo terminal and sends its master; `preserve` further descriptors 3 … to keep;
     `joined` are the namespace types that are entered by path, `cgroups` the folders of `Cgroup.by_name`;
     `pivot` is off for a root on a ramdisk (--no-pivot), `new_keyring` for --no-new-keyring.
@@ -40,6 +41,7 @@ class Plan:
         "pivot",
         "preserve",
         "program",
+        "started",
         "stdio",
         "terminal",
         "userns",
@@ -50,6 +52,7 @@ class Plan:
         self.program = program
         self.stdio = stdio
         self.fifo = -1
+        self.started = -1
         self.pivot = True
         self.new_keyring = True
         self.cgroups: dict[str, str] = {}
@@ -66,14 +69,22 @@ def run(plan: Plan, channel: Channel) -> None:
     try:
         _run(plan, channel)
     except ContainerError as error:
-        channel.send({"error": error.message, "code": error.code})
         code = error.code
+        _report(plan, channel, error.message, error.code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         # KeyError and TypeError: a config.json that lacks what the spec requires, found only here.
         text = str(error) if isinstance(error, (OSError, ValueError)) else f"config.json: {error!r}"
-        channel.send({"error": text, "code": 1})
+        _report(plan, channel, text, 1)
     finally:
         os._exit(code)
+
+
+def _report(plan: Plan, channel: Channel, text: str, code: int) -> None:
+    """To whoever waits: the launch, or after `create` whoever called `start`."""
+    if plan.started >= 0:
+        os.write(plan.started, text.encode("utf-8", "replace")[:4000])
+    else:
+        channel.send({"error": text, "code": code})
 
 
 def _run(plan: Plan, channel: Channel) -> None:
@@ -204,11 +215,14 @@ def open_slave(master: int) -> int:
 
 
 def _wait_for_start(plan: Plan, descriptors: int) -> None:
-    """Block until `start` opens the other end of the fifo; opening by descriptor needs no path to it."""
-    fd = os.open(str(plan.fifo), os.O_WRONLY | os.O_CLOEXEC, dir_fd=descriptors)
-    os.write(fd, b"0")
-    for one in (fd, plan.fifo, descriptors):
-        os.close(one)
+    """Block until `start` opens the other end of the fifo; opening by descriptor needs no path to it.
+
+    It stays open until execve: what goes wrong before is written to it, and its end means that all is well.
+    """
+    plan.started = os.open(str(plan.fifo), os.O_WRONLY | os.O_CLOEXEC, dir_fd=descriptors)
+    os.write(plan.started, b"0")
+    for fd in (plan.fifo, descriptors):
+        os.close(fd)
 
 
 def _keep_for_exec(plan: Plan, channel: Channel) -> None:

@@ -233,6 +233,11 @@ def test_a_start_container_hook_that_fails_stops_it(oci: Oci) -> None:
     done = oci("run", "c")
     assert (done.returncode, "error running startContainer hook #0:" in done.stderr) == (1, True), done.stderr
     assert not (oci.rootfs / "tmp/ran").exists()
+    oci.quiet("create", "c")
+    done = oci("start", "c")
+    assert (done.returncode, "error running startContainer hook #0:" in done.stderr) == (1, True), done.stderr
+    oci.wait_for("stopped")
+    assert not (oci.rootfs / "tmp/ran").exists()
 
 
 @pytest.mark.parametrize("kind", ["poststart", "poststop"])
