@@ -17,12 +17,14 @@ class Config:
     """What a person sets once instead of on every command line.
 
     `libvirt` is a connection URI ("" = the system's libvirtd where one runs, else a private one);
-    `progress` one of PROGRESS; `fallback` a tier that stands in for one this host can't run.
+    `progress` one of PROGRESS; `fallback` a tier that stands in for one this host can't run,
+    `nested` when a host machine is added for such a tier: auto, always or never.
     """
 
     libvirt: str = ""
     progress: str = "auto"
     fallback: str = ""
+    nested: str = "auto"
 
 
 def files() -> list[Path]:

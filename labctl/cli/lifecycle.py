@@ -29,6 +29,14 @@ Skip = Annotated[
 Fallback = Annotated[
     str, typer.Option("--fallback", metavar="TIER", help="Run such nodes on TIER instead: emulation.")
 ]
+Nested = Annotated[
+    str,
+    typer.Option(
+        "--nested",
+        metavar="WHEN",
+        help="Add a host machine for a tier that this host can't run: auto (para), always, never.",
+    ),
+]
 Privileged = Annotated[bool, typer.Option("--allow-privileged", help="Allow nodes that ask for all rights.")]
 LabArgument = Annotated[
     str, typer.Argument(metavar="[LAB]", help="The lab.", autocompletion=names.complete_lab)
@@ -48,6 +56,7 @@ def up(
     sets: SetOption = [],  # noqa: B006
     skip_unavailable: Skip = False,
     fallback: Fallback = "",
+    nested: Nested = "",
     allow_privileged: Privileged = False,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="When a first `up` fails, remove what it made.")
@@ -83,6 +92,7 @@ def up(
         session,
         skip_unavailable=skip_unavailable,
         fallback=fallback or session.fallback,
+        nested=nested or session.nested,
         allow_privileged=allow_privileged,
         rollback=rollback,
         snapshot="auto" if from_snapshot is None else "always" if from_snapshot else "never",
@@ -131,6 +141,7 @@ def plan(
     sets: SetOption = [],  # noqa: B006
     skip_unavailable: Skip = False,
     fallback: Fallback = "",
+    nested: Nested = "",
     allow_privileged: Privileged = False,
     everything: Annotated[bool, typer.Option("--all", help="List also what stays as it is.")] = False,
 ) -> None:
@@ -145,6 +156,7 @@ def plan(
         session,
         skip_unavailable=skip_unavailable,
         fallback=fallback or session.fallback,
+        nested=nested or session.nested,
         allow_privileged=allow_privileged,
     )
     result = api.plan(load(profile, sets, name), how)

@@ -31,6 +31,7 @@ TAIL = """
 libvirt: qemu:///system   # the connection; left out: the system's libvirtd, else a private one
 progress: plain           # auto, plain, json or tty
 fallback: emulation       # where a tier can't run here
+nested: auto              # host machines for tiers that can't run here: auto (para), always, never
 ```
 
 `LABCTL_HOME` moves state and cache into one folder. Without it they are in `/var/lib/labctl` and

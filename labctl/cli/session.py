@@ -25,6 +25,7 @@ class Session:
     uri: str
     progress: str
     fallback: str
+    nested: str
     verbose: bool
     quiet: bool
     json: bool
@@ -107,6 +108,7 @@ def _session(*, verbose: bool, quiet: bool, progress: str, libvirt: str, json: b
         uri=libvirt or file.libvirt,
         progress=progress or file.progress,
         fallback=file.fallback,
+        nested=file.nested,
         verbose=verbose,
         quiet=quiet,
         json=json,

@@ -50,10 +50,10 @@ def prepare(domain: Any, label: str) -> None:
         return
     uid, gid = _owner(label)
     roots = [Path(root) for root in (domain.home_state, domain.home_cache) if root]
-    private = [disk.path for disk in domain.disks if not disk.readonly or disk.serial == "labconfig"]
+    private = [disk.path for disk in domain.disks if not disk.readonly or disk.serial.endswith("config")]
     shared = [disk.path for disk in domain.disks if disk.path not in private]
     shared += [disk.backing for disk in domain.disks if disk.backing]
-    shared += [path for path in (domain.kernel, domain.initrd, domain.firmware) if path]
+    shared += [path for path in _boot_files(domain) if path]
     try:
         for name in private:
             _open_way(Path(name), uid, gid, roots)
@@ -66,6 +66,10 @@ def prepare(domain: Any, label: str) -> None:
                 Path(name).chmod(mode | 0o444)
     except OSError as error:
         raise LabError(f"virtual machine {domain.name}: {error.filename}: {error.strerror}") from error
+
+
+def _boot_files(domain: Any) -> tuple[str, ...]:
+    return (domain.kernel, domain.initrd, domain.firmware, domain.hypervisor)
 
 
 def _open_way(path: Path, uid: int, gid: int, roots: list[Path]) -> None:

@@ -85,6 +85,9 @@ class Domain:
     kernel: str = ""
     initrd: str = ""
     cmdline: str = ""
+    hypervisor: str = ""  # a multiboot file (Xen) that starts the kernel; `hypervisor_args` are its own
+    hypervisor_args: str = ""
+    scsi: bool = False  # a bus on which disks come and go while it runs
     disks: tuple[DomainDisk, ...] = ()
     nics: tuple[DomainNic, ...] = ()
     channels: tuple[str, ...] = ()

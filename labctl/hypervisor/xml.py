@@ -110,7 +110,7 @@ def digest_of(domain: Any) -> str:
     for name in ("needs", "after", "node", "uri", "home_state", "home_cache", "snapshots", "snapshot"):
         fields.pop(name, None)
     text = json.dumps(
-        [fields, asdict(shape(domain)), data("templates", "domain.xml.j2").read_text()], sort_keys=True
+        [fields, asdict(shape(domain)), data("templates", _template_of(domain)).read_text()], sort_keys=True
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -120,7 +120,7 @@ def target_names(disks: Sequence[Any]) -> list[str]:
     counts: dict[str, int] = {}
     names = []
     for disk in disks:
-        prefix = {"virtio": "vd", "ide": "hd"}.get(disk.bus, "sd")
+        prefix = {"virtio": "vd", "ide": "hd", "xen": "xvd"}.get(disk.bus, "sd")
         index = counts.get(prefix, 0)
         counts[prefix] = index + 1
         names.append(prefix + _letters(index))
@@ -136,6 +136,15 @@ def _letters(index: int) -> str:
     return text
 
 
+def multiboot(domain: Any) -> list[str]:
+    """QEMU's arguments for a kernel that a hypervisor starts (QEMU's multiboot loader: `-initrd` lists the
+    modules with their command lines; a comma in one is doubled).  libvirt has no words for modules.
+    """
+    kernel = f"{domain.kernel} {domain.cmdline}".replace(",", ",,")
+    modules = f"{kernel},{domain.initrd.replace(',', ',,')}"
+    return ["-kernel", domain.hypervisor, "-append", domain.hypervisor_args, "-initrd", modules]
+
+
 def domain_xml(domain: Any, run_as: str = "") -> str:
     """The XML to define.  `run_as` ("+UID:+GID"): the user that libvirt runs QEMU as; files then keep the
     owners that they have (see access.py).  "" leaves both to libvirt.
@@ -143,7 +152,7 @@ def domain_xml(domain: Any, run_as: str = "") -> str:
     Raises UsageError for values that no XML can carry.
     """
     _refuse_unwritable(asdict(domain), domain.name)
-    text: str = _template().render(
+    text: str = _template(_template_of(domain)).render(
         d=domain,
         shape=shape(domain),
         uuid=uuid_of(domain),
@@ -151,6 +160,7 @@ def domain_xml(domain: Any, run_as: str = "") -> str:
         digest=digest_of(domain),
         namespace=NAMESPACE,
         names=target_names(domain.disks),
+        multiboot=multiboot(domain) if domain.hypervisor else [],
         run_as=run_as,
     )
     return text
@@ -167,12 +177,16 @@ def _refuse_unwritable(value: object, name: str) -> None:
             _refuse_unwritable(item, name)
 
 
+def _template_of(domain: Described) -> str:
+    return "xen.xml.j2" if domain.type == "xen" else "domain.xml.j2"
+
+
 @functools.cache
-def _template() -> Any:
+def _template(name: str) -> Any:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     # Our own feature elements are markup; all else is text.
     environment.filters["markup"] = Markup
-    return environment.from_string(data("templates", "domain.xml.j2").read_text())
+    return environment.from_string(data("templates", name).read_text())

@@ -91,10 +91,14 @@ class AptRoot:
 
     def version(self, package: str) -> str:
         """The version that a download would fetch; raises HostCannot when there is none."""
-        found = self._show(package).get("Version", "")
+        found = self.known(package)
         if not found:
             raise HostCannot(f"Debian has no package {package} for {self.arch}", hint=_OFFLINE)
         return found
+
+    def known(self, package: str) -> str:
+        """The version that a download would fetch, "" when there is no such package."""
+        return self._show(package).get("Version", "")
 
     def depends(self, package: str) -> list[str]:
         """The first alternative of each of the package's Depends and Pre-Depends, without versions."""

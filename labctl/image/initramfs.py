@@ -166,16 +166,19 @@ def command_line(
     host_arch: str = "",
     tsc_khz: int = 0,
     quiet: bool = True,
+    xen: bool = False,
     extra: Iterable[str] = (),
 ) -> str:
     """The kernel's command line for a quick boot.
 
     `console` is the kernel's device ("" : the usual one of the architecture).  `tsc_khz` is the host's TSC
     frequency, see host_tsc_khz: without it an emulated `microvm` sometimes hangs while it measures.
-    It counts only where `host_arch`, when given, is the kernel's own.  `extra` goes to the end.
+    It counts only where `host_arch`, when given, is the kernel's own.  With `xen` it is for a kernel that
+    Xen starts, which has Xen's console and no PC around it.  `extra` goes to the end.
     (Documentation/admin-guide/kernel-parameters.txt)
     """
-    words = [f"console={console or _CONSOLES.get(kernel.arch, 'ttyS0')}"]
+    usual = "hvc0" if xen else _CONSOLES.get(kernel.arch, "ttyS0")
+    words = [f"console={console or usual}"]
     if quiet:
         words.append("quiet")
     words += [
@@ -186,7 +189,7 @@ def command_line(
         "rcupdate.rcu_expedited=1",
         "net.ifnames=0",
     ]
-    if kernel.arch == "x86_64":
+    if kernel.arch == "x86_64" and not xen:
         # noreplace-smp: rewriting thousands of lock prefixes takes an emulator 0.25 s, and nothing needs it
         words += ["no_timer_check", "tsc=reliable", "8250.nr_uarts=1", "noreplace-smp"]
         if tsc_khz and host_arch in ("", kernel.arch):

@@ -14,11 +14,13 @@ from labctl.home import Home
 from labctl.image.model import ImageConfig, host_arch
 from labctl.lab.model import Options
 from labctl.profile.models import Node, Profile
-from labctl.profile.types import Devices, Tier
+from labctl.profile.types import Devices, Hypervisor, Tier
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
+from labctl.tiers.hosts import crowded, with_hosts
 from labctl.tiers.select import Ability, Probe, choose
 
 if TYPE_CHECKING:
+    from labctl.hypervisor.capability import Capability
     from labctl.network.subnets import Holder
 
 LINUX_ARCH = {"amd64": "x86_64", "arm64": "aarch64"}  # OCI's word → the kernel's
@@ -44,9 +46,15 @@ def probe(home: Home) -> Probe:
             answer = hypervisor.probe_emulation(home, arch)
         elif tier == "hardware":
             answer = hypervisor.probe_hardware(home)
-        else:
+        elif tier == "para":
             answer = hypervisor.probe_para(home)
-        return Ability(answer.ok, answer.reason, answer.remedy)
+            if not answer.ok:
+                return _no_para(answer, once("xen-host", arch))
+        else:
+            from labctl.lab import hosts
+
+            answer = hosts.probe(home, tier)
+        return Ability(answer.ok, answer.reason, answer.remedy, answer.detail)
 
     known: dict[tuple[str, str], Ability] = {}
 
@@ -58,16 +66,29 @@ def probe(home: Home) -> Probe:
     return once
 
 
-def choices(profile: Profile, options: Options) -> dict[str, Choice]:
-    """The tier of every node.  Raises HostCannot when one can't run here and the options don't help."""
-    found = choose(
+def _no_para(native: Capability, host: Ability) -> Ability:
+    """Why para doesn't run on this host, and whether a machine of the lab could do it."""
+    if host.ok:
+        remedy = "leave out --nested never, and labctl builds a Xen host for it"
+        return Ability(False, native.reason, remedy)
+    return Ability(False, f"{native.reason}, and no Xen host can be built: {host.reason}", host.remedy)
+
+
+def choices(profile: Profile, options: Options) -> tuple[Profile, dict[str, Choice]]:
+    """The profile with the host machines that labctl adds to it, and the tier of every node.
+
+    Raises HostCannot when one can't run here and the options don't help.
+    """
+    ask = probe(options.home)
+    profile = with_hosts(profile, ask, this_arch(), options.nested)
+    chosen = choose(
         profile,
         this_arch(),
-        probe(options.home),
+        ask,
         skip_unavailable=options.skip_unavailable,
         fallback=options.fallback,
     )
-    return found
+    return profile, chosen
 
 
 def check_room(profile: Profile, chosen: Mapping[str, Choice]) -> None:
@@ -79,6 +100,10 @@ def check_room(profile: Profile, chosen: Mapping[str, Choice]) -> None:
                 f"node {node.name} wants {node.memory >> 20} MiB of memory; this host has {total >> 20} MiB",
                 hint=f"lower nodes.{node.name}.memory",
             )
+    for name, wrong in crowded(profile).items():
+        if not chosen[name].skipped:
+            hint = f"raise nodes.{name}.memory, or give it fewer machines or smaller ones"
+            raise HostCannot(wrong, hint=hint)
 
 
 def arch_of(node: Node, profile: Profile) -> str:
@@ -89,8 +114,8 @@ def arch_of(node: Node, profile: Profile) -> str:
 
 
 def is_vm(node: Node, chosen: Mapping[str, Choice]) -> bool:
-    """Whether a node is a machine of its own under libvirt."""
-    return not node.inside and chosen[node.name].tier != Tier.CONTAINER and not chosen[node.name].skipped
+    """Whether a node is a machine of its own under libvirt, this host's or that of a machine of the lab."""
+    return chosen[node.name].tier != Tier.CONTAINER and not chosen[node.name].skipped
 
 
 def images(
@@ -149,8 +174,9 @@ def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> d
 
 def kernel_of(node: Node, profile: Profile) -> str:
     """The kernel a VM asks for; "" for the usual one, which knows virtio only, so that emulated devices
-    take the full one."""
-    if not node.kernel and node.devices is Devices.EMULATED and arch_of(node, profile) == "x86_64":
+    take the full one, and so does Xen's dom0."""
+    full = node.devices is Devices.EMULATED or node.hypervisor is Hypervisor.XEN
+    if not node.kernel and full and arch_of(node, profile) == "x86_64":
         return "amd64"
     return node.kernel
 
@@ -177,8 +203,33 @@ def kernels(
         files = kernel(cache, name, emit)
         initrd = initramfs.initramfs(cache, files, emit)
         cmdline = initramfs.command_line(files, host_arch=this_arch(), tsc_khz=initramfs.host_tsc_khz(cache))
-        found[key] = KernelFacts(str(files.boot), str(initrd), cmdline, files.version)
+        found[key] = KernelFacts(
+            kernel=str(files.boot),
+            initrd=str(initrd),
+            cmdline=cmdline,
+            version=files.version,
+            packed=str(files.vmlinuz),
+            xen_cmdline=initramfs.command_line(files, xen=True),
+        )
     return found
+
+
+def hypervisors(
+    profile: Profile,
+    chosen: Mapping[str, Choice],
+    found: Mapping[tuple[str, str], ImageFacts],
+    options: Options,
+) -> dict[str, str]:
+    """The file that each Xen host boots before its kernel, from its image."""
+    from labctl.image.xen import hypervisor
+
+    return {
+        node.name: str(hypervisor(options.home.cache, [Path(layer) for layer in image.layers], node.image))
+        for node in profile.nodes.values()
+        if node.hypervisor is Hypervisor.XEN and is_vm(node, chosen)
+        for image in [found[node.image, arch_of(node, profile)]]
+        if image.layers
+    }
 
 
 def subnets(

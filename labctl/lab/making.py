@@ -81,7 +81,7 @@ def _plan(
     """Everything up to the graph.  With `build` images are made and subnets are reserved."""
     refuse_privileged(profile, options)
     facts.refuse_out_of_place(profile)
-    chosen = facts.choices(profile, options)
+    profile, chosen = facts.choices(profile, options)
     facts.check_room(profile, chosen)
     lab = _known(ledger, profile, options)
     fixed = [
@@ -107,6 +107,7 @@ def _plan(
         arch=facts.this_arch(),
         disks=disks,
         kernel_names={node.name: facts.kernel_of(node, profile) for node in profile.nodes.values()},
+        hypervisors=facts.hypervisors(profile, chosen, images, options) if ready else {},
         uri=uri,
         libvirt_home=home,
         ports=ports,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
+from typing import TYPE_CHECKING, TypeGuard
 
 from labctl.home import Home
 from labctl.lab import names
@@ -14,6 +15,7 @@ from labctl.network.dns import Dns
 from labctl.network.firewall import LabFirewall
 from labctl.network.model import BridgeRule, Listen, PublishedPort
 from labctl.profile.models import Node, Profile
+from labctl.profile.types import Tier
 from labctl.records import dataclass
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Claim
@@ -24,6 +26,15 @@ from labctl.tiers.container import LabKeeper
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts, LabFacts, NodeFacts
 from labctl.tiers.folders import LabFolder, VolumeFolder
 from labctl.tiers.record import NodeRecord
+from labctl.tiers.select import outermost_first
+
+if TYPE_CHECKING:
+    from labctl.hypervisor.domain import Domain
+
+
+def is_domain(item: Resource) -> TypeGuard[Domain]:
+    """Whether a resource is a virtual machine of this host."""
+    return item.kind == "domain"
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class HostFacts:
     arch: str
     disks: Mapping[str, str] = field(default_factory=dict)  # node → the cached disk of its image
     kernel_names: Mapping[str, str] = field(default_factory=dict)  # node → the kernel it asks for
+    hypervisors: Mapping[str, str] = field(default_factory=dict)  # Xen host → the file it boots
     uri: str = ""
     libvirt_home: Home | None = None
     ports: Mapping[tuple[str, int], int] = field(default_factory=dict)  # free host ports, chosen
@@ -68,20 +80,19 @@ def build(profile: Profile, name: str, host: HostFacts, addresses: Plan) -> Plan
     hosting = {node.inside for node in profile.nodes.values() if node.inside}
     resources = _shared(lab, addresses, host)
     records: dict[str, NodeRecord] = {}
-    for node in _hosts_first(profile):
+    domains: dict[str, Domain] = {}
+    for node in outermost_first(profile):
         facts = _facts(lab, node, host, addresses, node.name in hosting, records.get(node.inside))
+        facts = replace(facts, host_domain=domains.get(node.inside))
         if facts.choice.skipped:
             records[node.name] = skipped_record(facts)
             continue
         planned = plan_node(facts)
         records[node.name] = planned.record
         resources += planned.resources
+        domains |= {item.name: item for item in planned.resources if is_domain(item)}
     records = {key: records[key] for key in profile.nodes}
     return Planned(Graph(resources), records, tuple(_claims(lab, addresses, records)), addresses)
-
-
-def _hosts_first(profile: Profile) -> list[Node]:
-    return sorted(profile.nodes.values(), key=lambda node: bool(node.inside))
 
 
 def _facts(
@@ -106,12 +117,13 @@ def _facts(
         is_container_host=is_host,
         carried=_carried(lab.profile, node, host, arch),
         host_record=host_record,
+        hypervisor=host.hypervisors.get(node.name, ""),
     )
 
 
 def _carried(profile: Profile, node: Node, host: HostFacts, arch: str) -> tuple[tuple[str, str], ...]:
     """The images of the containers inside a VM, each once: (digest, cached disk)."""
-    inside = [other for other in profile.nodes.values() if other.inside == node.name]
+    inside = [n for n in profile.nodes.values() if n.inside == node.name and n.tier is Tier.CONTAINER]
     found = {host.images[other.image, arch].digest: host.disks.get(other.name, "") for other in inside}
     return tuple((digest, disk) for digest, disk in sorted(found.items()) if digest and disk)
 

@@ -21,6 +21,7 @@ from labctl.profile.types import (
     Duration,
     Flag,
     GuestPath,
+    Hypervisor,
     MaybeAddress,
     MaybeArch,
     MaybeDnsName,
@@ -223,7 +224,15 @@ class Node(Model):
         "(HOST/NAME:TAG), or a path (./web, /srv/box.tar) to a folder with a Containerfile or a recipe, or "
         "to an archive.",
     )
-    inside: Text = Field(default="", description="A VM of the lab that this container runs in.")
+    inside: Text = Field(
+        default="",
+        description="A VM of the lab that it runs in: any VM for a container, for a machine one with a "
+        "`hypervisor`.",
+    )
+    hypervisor: Hypervisor | None = Field(
+        default=None,
+        description="What the VM runs machines `inside` with: xen (tier para) or kvm (tier hardware).",
+    )
     arch: MaybeArch = Field(
         default="", description="Architecture (emulated where it isn't the host's); empty: the host's."
     )

@@ -104,8 +104,8 @@ def _names(rules: Rules) -> None:
                 rules.say(("nodes", key, "aliases"), f"the alias {alias} is the name of another node")
 
 
-_VM_ONLY = ("kernel", "machine", "cpu", "devices", "init", "disk")
-_CONTAINER_ONLY = ("inside", "capabilities", "privileged", "pids")
+_VM_ONLY = ("kernel", "machine", "cpu", "devices", "init", "disk", "hypervisor")
+_CONTAINER_ONLY = ("capabilities", "privileged", "pids")
 
 
 def _tier(rules: Rules, key: str, node: Node) -> None:
@@ -118,8 +118,7 @@ def _tier(rules: Rules, key: str, node: Node) -> None:
         if depth < 3 or not getattr(node, name) or item.path.startswith(("defaults", "groups")):
             continue
         here = "a container" if container else "a virtual machine"
-        hint = "inside: is for tier: container" if name == "inside" else f"{key} has tier: {node.tier}"
-        rules.say(("nodes", key, name), f"{here} has no {name}", hint, key=True)
+        rules.say(("nodes", key, name), f"{here} has no {name}", f"{key} has tier: {node.tier}", key=True)
 
 
 def _amounts(rules: Rules, key: str, node: Node) -> None:

@@ -7,7 +7,7 @@ import re
 from labctl.profile.models import Check, Node
 from labctl.profile.plainly import Loc
 from labctl.profile.rules import Rules
-from labctl.profile.types import Tier
+from labctl.profile.types import Hypervisor, Tier
 from labctl.profile.words import shown
 
 
@@ -16,7 +16,7 @@ def check(rules: Rules) -> None:
     nodes = rules.profile.nodes
     edges: dict[str, list[str]] = {}
     for key, node in nodes.items():
-        if node.inside and node.tier is Tier.CONTAINER:
+        if node.inside:
             _inside(rules, key, node)
         edges[key] = [node.inside] if node.inside in nodes and node.inside != key else []
         for other in node.depends_on:
@@ -54,10 +54,11 @@ def _inside(rules: Rules, key: str, node: Node) -> None:
     elif host.tier is Tier.CONTAINER:
         vms = [name for name, other in rules.profile.nodes.items() if other.tier is not Tier.CONTAINER]
         hint = f"machines of this lab: {', '.join(vms[:5])}" if vms else "give it a tier such as emulation"
-        rules.say(
-            loc, f"{node.inside} is a container; a container can be inside a virtual machine only", hint
-        )
+        what = "a container" if node.tier is Tier.CONTAINER else "a machine"
+        rules.say(loc, f"{node.inside} is a container; {what} can be inside a virtual machine only", hint)
     else:
+        if node.tier is not Tier.CONTAINER:
+            _guest(rules, loc, key, node, host)
         if node.arch and node.arch != host.arch:
             of = host.arch or "the architecture of the host"
             rules.say(("nodes", key, "arch"), f"{key} is inside {node.inside}, whose architecture is {of}")
@@ -66,6 +67,26 @@ def _inside(rules: Rules, key: str, node: Node) -> None:
             if at.network not in there and at.network in rules.profile.networks:
                 message = f"{node.inside}, which {key} is inside, is not on {at.network}"
                 rules.say(("nodes", key, "networks", index), message, f"add {at.network} to its networks")
+
+
+# The hypervisor that a machine's host must run, by the machine's tier.
+_NEEDED = {Tier.PARA: Hypervisor.XEN, Tier.HARDWARE: Hypervisor.KVM}
+
+
+def _guest(rules: Rules, loc: Loc, key: str, node: Node, host: Node) -> None:
+    """A machine inside a machine: the outer one's hypervisor must be the kind that the tier is made by."""
+    needed = _NEEDED.get(node.tier)
+    if host.inside:
+        rules.say(loc, f"{node.inside} is itself inside {host.inside}: no hypervisor runs in there")
+    elif needed is None:
+        rules.say(
+            loc, f"{key} has tier {node.tier}: such a machine runs on this host only", "leave out inside"
+        )
+    elif host.hypervisor is not needed:
+        has = f"has hypervisor: {host.hypervisor}" if host.hypervisor else "has no hypervisor"
+        rules.say(
+            loc, f"{node.inside} {has}; tier {node.tier} runs under {needed}", f"give it hypervisor: {needed}"
+        )
 
 
 def _circles(rules: Rules, edges: dict[str, list[str]]) -> None:

@@ -41,6 +41,13 @@ class Protocol(StrEnum):
     UDP = "udp"
 
 
+class Hypervisor(StrEnum):
+    """What lets a machine of the lab run machines of its own."""
+
+    XEN = "xen"
+    KVM = "kvm"
+
+
 class Devices(StrEnum):
     """Whether a VM sees devices made for virtualization, or emulated real ones."""
 

@@ -35,8 +35,9 @@ class _Outcome:
 
 
 def gate_widths() -> dict[str, int]:
-    """How many steps of each gate may run at once: booting machines, one per core and one more."""
-    return {"boot": (os.cpu_count() or 1) + 1}
+    """How many steps of each gate may run at once: booting machines, one per core and one more; machines
+    inside a machine, one."""
+    return {"boot": (os.cpu_count() or 1) + 1, "guest": 1}
 
 
 def run(

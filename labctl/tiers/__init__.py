@@ -11,14 +11,18 @@ from labctl.tiers.context import NodeFacts, Planned
 
 def plan_node(facts: NodeFacts) -> Planned:
     """The resources and the record of a node, from the tier that was chosen for it."""
-    if facts.node.inside:
-        from labctl.tiers import inside
-
-        return inside.plan(facts)
     if facts.choice.tier == "container":
+        if facts.node.inside:
+            from labctl.tiers import inside
+
+            return inside.plan(facts)
         from labctl.tiers import container
 
         return container.plan(facts)
+    if facts.node.inside:
+        from labctl.tiers import guests
+
+        return guests.plan(facts)
     from labctl.tiers import vm
 
     return vm.plan(facts)

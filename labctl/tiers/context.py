@@ -11,6 +11,7 @@ from labctl.records import dataclass
 if TYPE_CHECKING:
     # Names for annotations only: what is loaded here, `down` pays for as well.
     from labctl.home import Home
+    from labctl.hypervisor.domain import Domain
     from labctl.image.model import ImageConfig
     from labctl.looks import Owner
     from labctl.network.model import Interface
@@ -38,6 +39,8 @@ class KernelFacts:
     initrd: str
     cmdline: str
     version: str
+    packed: str = ""  # the kernel as its package has it, for where it must be small
+    xen_cmdline: str = ""  # for a kernel that Xen starts, as dom0 or as a PV guest
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ class NodeFacts:
     is_container_host: bool = False
     carried: tuple[tuple[str, str], ...] = ()  # (digest, cached disk) of the images of containers inside it
     host_record: NodeRecord | None = None  # of the VM it runs inside of
+    host_domain: Domain | None = None  # that VM as a resource
+    hypervisor: str = ""  # the file that boots before its kernel, where it is a Xen host
 
     @property
     def command(self) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ KINDS = {
     "vmdisk": "labctl.tiers.vmdisk:VmDisk",
     "libvirtd": "labctl.hypervisor.daemon:LibvirtDaemon",
     "domain": "labctl.hypervisor.domain:Domain",
+    "plugs": "labctl.tiers.plugs:DiskPlugs",
+    "guest": "labctl.tiers.guests:Guest",
     "inside": "labctl.tiers.inside:InsideContainer",
     "registry": "labctl.tiers.registry_server:RegistryServer",
     "reach": "labctl.tiers.steps:Reach",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labctl.errors import LabError
-from labctl.tiers.record import NodeRecord
+from labctl.tiers.record import NodeRecord, SshPlace
 
 if TYPE_CHECKING:
     from labctl.guest.container import ContainerMachine
@@ -22,7 +22,7 @@ def machine(record: NodeRecord) -> SshMachine | ContainerMachine | InsideMachine
     """The machine of a node.  Raises LabError when the node was skipped or its keys are gone."""
     if record.skipped:
         raise LabError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
-    if record.inside:
+    if record.inside and record.tier == "container":
         from labctl.guest.inside import InsideMachine
 
         return InsideMachine(_ssh(endpoint(record)), record.container, record.name)
@@ -45,28 +45,37 @@ def container(record: NodeRecord) -> ContainerMachine | InsideMachine:
 
 def endpoint(record: NodeRecord) -> Endpoint:
     """Where the node's SSH server is (for a container inside a VM: the VM's), and the key it must show."""
-    from labctl.guest.ssh import Endpoint
-
     place = record.ssh
     if place is None:
         raise LabError(f"{record.name} has no SSH server", hint=f"labctl exec {record.name} -- COMMAND")
+    if not place.address:
+        raise LabError(f"{record.name} has no address that this host reaches")
+    return _endpoint(place, record.inside if record.tier == "container" and record.inside else record.name)
+
+
+def _endpoint(place: SshPlace, name: str) -> Endpoint:
+    from labctl.guest.ssh import Endpoint
+
     try:
         host_key = " ".join(Path(place.host_key_file).read_text().split()[:2])
     except OSError as error:
         raise LabError(
-            f"{record.name}: its host key {place.host_key_file} cannot be read: {error.strerror}",
+            f"{name}: its host key {place.host_key_file} cannot be read: {error.strerror}",
             hint="run as root, or `labctl up` to make the lab's keys again",
         ) from error
-    if not place.address:
-        raise LabError(f"{record.name} has no address that this host reaches")
     return Endpoint(
         host=place.address,
         port=place.port,
         user=place.user,
         key_file=place.key_file,
         host_key=host_key,
-        node=record.inside or record.name,
+        node=name,
     )
+
+
+def host_machine(place: SshPlace, name: str) -> SshMachine:
+    """The machine behind an SSH place, called `name` in messages.  Raises LabError without its key."""
+    return _ssh(_endpoint(place, name))
 
 
 def _ssh(place: Endpoint) -> SshMachine:

@@ -91,7 +91,7 @@ class NodeRecord:
         """The key of the resource that is the machine itself."""
         if self.tier == "container":
             return f"{'inside' if self.inside else 'container'}:{self.name}"
-        return f"domain:{self.name}"
+        return f"{'guest' if self.inside else 'domain'}:{self.name}"
 
     def to_json(self) -> str:
         """The text for the ledger."""

@@ -18,7 +18,11 @@ class Ability:
     ok: bool
     reason: str = ""
     remedy: str = ""
+    detail: str = ""  # what it is that runs it: "Xen 4.17 PV"
 
+
+# What a probe is asked about the machine of a lab that can run a tier which this host can't.
+HOST_WORDS = {Tier.PARA: "xen-host", Tier.HARDWARE: "kvm-host"}
 
 MACHINES = tuple(str(tier) for tier in Tier if tier is not Tier.CONTAINER)
 
@@ -44,21 +48,46 @@ def choose(
         if node.inside:
             continue
         found[node.name] = _one(node, host_arch, probe, skip_unavailable, fallback, refused)
-    for node in profile.nodes.values():
-        if not node.inside:
-            continue
-        host = found[node.inside]
-        if host.skipped:
-            why = f"its machine {node.inside} is skipped"
-            found[node.name] = Choice("container", skipped=why, remedy=host.remedy)
-        else:
-            found[node.name] = Choice("container", f"node {node.inside}", host.accelerator)
+    for node in outermost_first(profile):
+        if node.inside:
+            found[node.name] = _inside(node, found[node.inside], probe, skip_unavailable, refused)
     if refused:
         causes = [HostCannot(f"{name}: {a.reason}", hint=a.remedy) for name, a in refused.items()]
         if len(causes) == 1:
             raise causes[0]
         raise CannotRun("this host can't run these nodes", causes)
     return {name: found[name] for name in profile.nodes}
+
+
+def outermost_first(profile: Profile) -> list[Node]:
+    """The nodes, each after the machine that it is inside of."""
+
+    def depth(node: Node) -> int:
+        return 1 + depth(profile.nodes[node.inside]) if node.inside else 0
+
+    return sorted(profile.nodes.values(), key=depth)
+
+
+def _inside(node: Node, host: Choice, probe: Probe, skip: bool, refused: dict[str, Ability]) -> Choice:
+    """The choice of a node inside a machine of the lab: it shares that machine's fate."""
+    if host.skipped:
+        return Choice(str(node.tier), skipped=f"its machine {node.inside} is skipped", remedy=host.remedy)
+    if node.tier is Tier.CONTAINER:
+        return Choice("container", f"node {node.inside}", host.accelerator)
+    ability = probe(HOST_WORDS[node.tier], node.arch)
+    if not ability.ok:
+        if not skip:
+            why = f"{node.inside} can't run {node.tier}: {ability.reason}"
+            refused[node.name] = Ability(False, why, _hint(ability))
+        return Choice(str(node.tier), skipped=ability.reason, remedy=ability.remedy)
+    return Choice(
+        str(node.tier), f"node {node.inside}", f"{ability.detail}, on {_host_words(node.tier, host)}"
+    )
+
+
+def _host_words(tier: Tier, host: Choice) -> str:
+    kind = "a Xen host" if tier is Tier.PARA else "a KVM host"
+    return f"{kind} under {'KVM' if host.tier == 'hardware' else 'TCG'}"
 
 
 class CannotRun(Failures, HostCannot):

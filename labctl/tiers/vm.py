@@ -8,7 +8,7 @@ from labctl.guest.inside_link import disk_serial
 from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
 from labctl.hypervisor.snapshot import CHANNEL, WORD
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Nic, Route
-from labctl.profile.types import Devices
+from labctl.profile.types import Devices, Hypervisor
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, record_of, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
@@ -17,21 +17,23 @@ from labctl.tiers.seed import seed_of
 from labctl.tiers.vmdisk import VmDisk
 
 DEFAULT_MEMORY = 256 * 1024 * 1024
+DOM0_BYTES = 320 << 20  # of a Xen host's memory: 40 MB are in use there, the rest is its page cache
 # How long a VM may take to its first answer: a foreign architecture under TCG on a busy machine is slow.
 REACH_SECONDS = {"hardware": 60.0, "emulation": 180.0}
 
 
 def plan(facts: NodeFacts) -> Planned:
     """The resources and the record of a VM."""
-    record = _record(facts)
-    disk = _disk(facts)
-    domain = _domain(facts, disk, record)
+    record = record_of_vm(facts)
+    disk = disk_of(facts)
+    domain = domain_of(facts)
     steps = life(facts, record, f"domain:{facts.node.name}", REACH_SECONDS[facts.choice.tier])
     resources: list[Resource] = [disk, domain, *steps]
     return Planned(resources, record)
 
 
-def _record(facts: NodeFacts) -> NodeRecord:
+def record_of_vm(facts: NodeFacts) -> NodeRecord:
+    """The record of a virtual machine."""
     lab, name = facts.lab, facts.node.name
     ssh_folder = lab.folder / "ssh"
     address = next((a.partition("/")[0] for i in facts.place.interfaces for a in i.addresses), "")
@@ -45,7 +47,8 @@ def _record(facts: NodeFacts) -> NodeRecord:
     )
 
 
-def _disk(facts: NodeFacts) -> VmDisk:
+def disk_of(facts: NodeFacts) -> VmDisk:
+    """Its files on this host."""
     lab, node, place = facts.lab, facts.node, facts.place
     boot = BootConfig(
         hostname=facts.hostname,
@@ -81,14 +84,18 @@ def _disk(facts: NodeFacts) -> VmDisk:
     )
 
 
-def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
+def domain_of(facts: NodeFacts) -> Domain:
+    """The domain of a virtual machine of this host."""
+    disk, record = disk_of(facts), record_of_vm(facts)
     lab, node, kernel = facts.lab, facts.node, facts.kernel
     assert kernel is not None, "the planner gives every VM a kernel"
+    xen = node.hypervisor is Hypervisor.XEN
     emulated = node.devices is Devices.EMULATED
     bus, nic = ("ide", "e1000") if emulated else ("virtio", "virtio")
     cpus = record.cpus
     # The image's own init may take the SMBIOS identity for its own, which a snapshot would give to others.
-    parks = facts.image.arch == "x86_64" and not node.init
+    parks = facts.image.arch == "x86_64" and not node.init and node.hypervisor is None
+    cmdline = kernel.xen_cmdline if xen else kernel.cmdline
     return Domain(
         owner=lab.owner,
         name=node.name,
@@ -107,12 +114,15 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
         type="kvm" if facts.choice.tier == "hardware" else "qemu",
         arch=facts.image.arch,
         machine=node.machine,
-        cpu=node.cpu,
+        cpu=node.cpu or _host_cpu(facts),
         vcpus=max(1, -(-int(cpus * 1000) // 1000)),
         memory_bytes=record.memory,
         kernel=kernel.kernel,
         initrd=kernel.initrd,
-        cmdline=f"{kernel.cmdline} {WORD}" if parks and kernel.cmdline else kernel.cmdline,
+        cmdline=f"{cmdline} {WORD}" if parks and cmdline else cmdline,
+        hypervisor=facts.hypervisor,
+        hypervisor_args=_xen_args(facts) if xen else "",
+        scsi=node.hypervisor is not None,
         disks=(
             DomainDisk(
                 path=str(disk.disk),
@@ -138,3 +148,24 @@ def _domain(facts: NodeFacts, disk: VmDisk, record: NodeRecord) -> Domain:
         snapshots=str(lab.home.cache / "snapshots"),
         snapshot=lab.snapshot,
     )
+
+
+def _host_cpu(facts: NodeFacts) -> str:
+    """The CPU of a machine that runs others; "" for labctl's usual choice.
+
+    Xen's libvirt knows no AMD model that QEMU emulates, and the `max` of TCG has SMAP, at which dom0 dies.
+    """
+    if facts.node.hypervisor is None or facts.choice.tier == "hardware":
+        return ""
+    return "Nehalem,+rdrand" if facts.node.hypervisor is Hypervisor.XEN else "qemu64,+svm,+npt,+rdrand"
+
+
+def _xen_args(facts: NodeFacts) -> str:
+    """Xen's own command line (docs/misc/xen-command-line in its sources).
+
+    dom0 gets what it needs and the guests the rest.  The two page table defences are for guests of strangers;
+    what runs in a lab's own host is the lab's own.
+    """
+    dom0 = DOM0_BYTES >> 20
+    words = ("com1=115200,8n1", "console=com1", f"dom0_mem={dom0}M,max:{dom0}M", "dom0_max_vcpus=1")
+    return " ".join((*words, "xpti=no", "pv-l1tf=no"))

@@ -60,7 +60,27 @@ BAD = {
     "name with XML": ('nodes:\n  "<a&b>": {}\n', 2, ["lab.yaml:2:3"]),
     "name with an escape": ('nodes:\n  "\\x1b[31ma": {}\n', 2, ["lab.yaml:2:3"]),
     "name of dots": ("nodes:\n  '..': {}\n", 2, ["lab.yaml:2:3"]),
-    "paravirtualization": ("nodes:\n  a: {tier: para}\n", 4, ["a: para can't run here"]),
+    "paravirtualization of another architecture": (
+        "nodes:\n  a: {tier: para, arch: aarch64}\n",
+        4,
+        ["a: para can't run here", "x86_64", "aarch64"],
+    ),
+    "more guests than their host has room for": (
+        "nodes:\n  h: {tier: emulation, hypervisor: xen, memory: 512MiB}\n"
+        "  g: {tier: para, inside: h}\n  k: {tier: para, inside: h}\n",
+        4,
+        ["h has 512 MiB", "2 machines", "nodes.h.memory"],
+    ),
+    "a guest in a machine without a hypervisor": (
+        "nodes:\n  h: {tier: emulation}\n  g: {tier: para, inside: h}\n",
+        2,
+        ["lab.yaml:3", "h has no hypervisor", "hypervisor: xen"],
+    ),
+    "an emulated machine inside a machine": (
+        "nodes:\n  h: {tier: emulation, hypervisor: xen}\n  g: {tier: emulation, inside: h}\n",
+        2,
+        ["lab.yaml:3", "g has tier emulation"],
+    ),
     "a VM of unknown architecture": ("nodes:\n  a: {tier: emulation, arch: z80}\n", 2, ["z80"]),
     "a port twice": (
         "nodes:\n  a: {ports: ['8099:80']}\n  b: {ports: ['8099:80']}\n",

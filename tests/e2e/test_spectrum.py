@@ -22,7 +22,7 @@ def test_the_spectrum_is_one_lab(home: Home, tmp_path: Path, host_inventory: Cal
     lab = Lab(home, tmp_path, "spectrum", "")
     up = json.loads(lab.good("up", "spectrum", "--skip-unavailable", "--json", timeout=400))
     nodes = {node["name"]: node for node in up["nodes"]}
-    assert set(nodes) == {"emu", "para", "hard", "box", "nested"}
+    assert set(nodes) == {"emu", "para", "hard", "box", "nested", "xen-host"}
     here = [name for name, node in nodes.items() if node["state"] != "skipped"]
     assert {"emu", "box"} <= set(here)
     assert {nodes[name]["state"] for name in here} == {"ready"}

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from labctl.data import data
-from labctl.errors import Failures, HostCannot
+from labctl.errors import Failures, HostCannot, UsageError
 from labctl.home import Home
+from labctl.hypervisor.domain import Domain
 from labctl.image.model import ImageConfig
 from labctl.lab import addresses, planner
 from labctl.lab.facts import arch_of, kernel_of
@@ -20,6 +21,8 @@ from labctl.looks import Owner
 from labctl.profile import Profile, load, load_text
 from labctl.resource.protocol import key_of
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
+from labctl.tiers.guests import Guest
+from labctl.tiers.hosts import crowded, with_hosts
 from labctl.tiers.select import Ability, abilities, choose
 
 PLANS = Path(__file__).parent / "plans"
@@ -28,17 +31,22 @@ YES = Ability(True)
 EVERYTHING = {("container", ""): YES, ("emulation", ""): YES, ("hardware", ""): YES}
 NO_KVM = Ability(False, "this CPU offers no virtualization", "turn it on in the firmware")
 NO_XEN = Ability(False, "Xen does not run here", "boot Xen")
-THIS_HOST = {**EVERYTHING, ("hardware", ""): NO_KVM, ("para", ""): NO_XEN}
+XEN_HOST = Ability(True, detail="Xen 4.17 PV")
+NO_HOSTS = {("xen-host", ""): Ability(False, "no packages"), ("kvm-host", ""): Ability(False, "no image")}
+THIS_HOST = {**EVERYTHING, **NO_HOSTS, ("hardware", ""): NO_KVM, ("para", ""): NO_XEN}
+WITH_XEN = {**THIS_HOST, ("xen-host", ""): XEN_HOST}
 
 
 def planned(
     profile: Profile,
     *,
     before: dict[str, dict[str, Sequence[str]]] | None = None,
-    host: dict[tuple[str, str], Ability] = THIS_HOST,
+    host: dict[tuple[str, str], Ability] = WITH_XEN,
+    nested: str = "auto",
 ) -> planner.Planned:
     """The plan on a host of fixed facts: nothing of the machine under the test goes in."""
     owner = Owner("feedbeef", lab_id("feedbeef", profile.name))
+    profile = with_hosts(profile, abilities(host), "x86_64", nested)
     chosen = choose(profile, "x86_64", abilities(host), skip_unavailable=True, fallback="")
     nodes = profile.nodes.values()
     wanted = addresses.wanted_subnets(profile)
@@ -221,3 +229,61 @@ def test_a_container_inside_a_machine_that_is_skipped_is_skipped_with_it() -> No
     assert "vm" in found["in"].skipped
     with pytest.raises(HostCannot):
         chosen(text)
+
+
+def test_a_para_node_gets_a_xen_host_on_its_networks() -> None:
+    text = "networks: {a: {}, b: {}, c: {}}\nnodes:\n"
+    text += "  one: {tier: para, networks: [b]}\n  two: {tier: para, networks: [b, a], memory: 512MiB}\n"
+    plan = planned(profile_of(text))
+    host, one, two = plan.records["xen-host"], plan.records["one"], plan.records["two"]
+    assert (host.tier, host.runs_on, [i.network for i in host.interfaces]) == (
+        "emulation", "this host", ["b", "a"],
+    )  # fmt: skip
+    assert one.inside == two.inside == "xen-host" and one.main_key == "guest:one"
+    assert one.accelerator == "Xen 4.17 PV, on a Xen host under TCG"
+    domain, guest = plan.graph["domain:xen-host"], plan.graph["guest:two"]
+    assert isinstance(domain, Domain) and isinstance(guest, Guest)
+    assert domain.memory_bytes == 1536 << 20
+    assert [nic.bridge for nic in guest.nics] == ["lab0", "lab1"]
+    address = host.addresses[0]
+    assert guest.uri.startswith(f"xen+libssh2://root@{address}/system?keyfile=")
+    assert "known_hosts_verify=normal" in guest.uri
+
+
+def test_a_host_that_no_guest_network_leads_to_gets_one_of_its_own() -> None:
+    plan = planned(
+        profile_of("networks: {wire: {host_address: no}}\nnodes: {p: {tier: para, networks: [wire]}}\n")
+    )
+    assert [i.network for i in plan.records["xen-host"].interfaces] == ["wire", "xen-host"]
+    assert not plan.addresses.segments["wire"].host4 and plan.addresses.segments["xen-host"].host4
+    guest = plan.graph["guest:p"]
+    assert isinstance(guest, Guest) and [nic.bridge for nic in guest.nics] == ["lab0"]
+
+
+def test_the_name_of_a_host_gives_way_to_a_node_of_the_profile() -> None:
+    plan = planned(profile_of("nodes: {xen-host: {}, p: {tier: para}}\n"))
+    assert plan.records["p"].inside == "xen-host-2" and plan.records["xen-host"].tier == "container"
+
+
+def test_no_host_is_added_where_none_is_wanted_or_possible() -> None:
+    profile = profile_of("nodes: {p: {tier: para}, h: {tier: hardware}}\n")
+    never = planned(profile, nested="never")
+    assert set(never.records) == {"p", "h"} and never.records["p"].skipped == NO_XEN.reason
+    assert "xen-host" not in planned(profile, host=THIS_HOST).records
+    both = {**WITH_XEN, ("kvm-host", ""): Ability(True, detail="KVM")}
+    assert planned(profile, host=both).records["h"].skipped, "hardware is nested only when asked"
+    nested = planned(profile, host=both, nested="always").records["h"]
+    assert (nested.inside, nested.accelerator) == ("kvm-host", "KVM, on a KVM host under TCG")
+    with pytest.raises(UsageError, match="one of auto, never, always"):
+        planned(profile, nested="sometimes")
+
+
+def test_a_host_of_the_profile_is_completed_and_measured() -> None:
+    text = "nodes: {h: {tier: emulation, hypervisor: xen}, p: {tier: para, inside: h, memory: 1GiB}}\n"
+    done = with_hosts(profile_of(text), abilities(WITH_XEN), "x86_64", "auto")
+    host = done.nodes["h"]
+    assert (host.image, host.memory, set(done.nodes)) == ("xen-host", 1536 << 20, {"h", "p"})
+    assert host.ready and not crowded(done)
+    small = text.replace("hypervisor: xen", "hypervisor: xen, memory: 512MiB")
+    told = crowded(with_hosts(profile_of(small), abilities(WITH_XEN), "x86_64", "auto"))
+    assert "h has 512 MiB of memory; with 1 machine inside it needs 1436 MiB" in told["h"]

@@ -1,0 +1,63 @@
+"""Whether a machine of the lab can be the host of a tier, and what is missing when it can't be built."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from labctl.errors import LabError
+from labctl.home import Home
+from labctl.hypervisor.capability import Capability
+from labctl.image.model import debian_arch, host_arch
+
+_ARCH = "x86_64"
+
+
+def probe(home: Home, name: str) -> Capability:
+    """Whether the image of that name (xen-host, kvm-host) is there or can be built, and run here.
+
+    `detail` says what a guest of it runs on.  Asks the package archive only when nothing is in the cache.
+    """
+    from labctl.image import recipe
+    from labctl.image.store import Store
+    from labctl.lab.facts import this_arch
+
+    found = recipe.find(name)
+    if found is None:
+        return Capability(name, False, f"this labctl has no image {name}", "use --fallback emulation")
+    if this_arch() != _ARCH:
+        why = f"labctl's {name} is a machine of {_ARCH}, and this host is {this_arch()}"
+        return Capability(name, False, why, "use --fallback emulation")
+    store = Store(home.cache / "images")
+    image = store.find(name, host_arch())
+    layers = [Path(layer) for layer in store.rootfs(image)] if image else []
+    missing = "" if layers else _missing_packages(home, found.packages)
+    if missing:
+        return Capability(name, False, missing, "labctl image build " + name + " says more")
+    return Capability(name, True, detail=_words(home, name, layers))
+
+
+def _missing_packages(home: Home, packages: tuple[str, ...]) -> str:
+    """Why the packages can't be had; "" when the archive has them all."""
+    from labctl.image.boot_apt import AptRoot
+
+    apt = AptRoot.at(home.cache, debian_arch(host_arch()))
+    try:
+        apt.update()
+        lacking = [package for package in packages if not apt.known(package)]
+    except LabError as error:
+        return error.message
+    return f"Debian's archive has no package {', '.join(lacking)}" if lacking else ""
+
+
+def _words(home: Home, name: str, layers: list[Path]) -> str:
+    if name != "xen-host":
+        return "KVM"
+    from labctl.image.boot_apt import AptRoot
+
+    files = [path.name for layer in layers for path in layer.glob("boot/xen-*.gz")]
+    text = files[-1].removeprefix("xen-") if files else ""
+    if not text:
+        text = AptRoot.at(home.cache, debian_arch(host_arch())).known("xen-system-amd64")
+    version = re.match(r"[0-9]+\.[0-9]+", text)
+    return f"Xen {version[0]} PV" if version else "Xen PV"

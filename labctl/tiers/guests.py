@@ -1,0 +1,203 @@
+"""Machines inside a machine of the lab: guests of its hypervisor, driven from here through its libvirt.
+
+The same steps as for a virtual machine of this host, with two differences: the files are plugged into the
+host machine as disks, and the domain's libvirt is reached over SSH, with the lab's own key and the host
+machine's pinned one.  See labctl.tiers.hosts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import ClassVar, Self
+from urllib.parse import quote
+
+from labctl.data import data
+from labctl.errors import HostCannot, LabError, UsageError
+from labctl.guest.ssh import banner_up
+from labctl.hypervisor import connection
+from labctl.hypervisor.connection import Libvirt, Missing
+from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
+from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL
+from labctl.looks import ABSENT, Look
+from labctl.records import dataclass
+from labctl.resource.protocol import Resource
+from labctl.tiers.common import life, waits_for
+from labctl.tiers.context import NodeFacts, Planned
+from labctl.tiers.plugs import DiskPlugs
+from labctl.tiers.record import SshPlace
+from labctl.tiers.vm import disk_of, domain_of, record_of_vm
+
+REACH_SECONDS = 240.0  # a machine in a machine, both emulated, on a busy host
+BANNER_SECONDS = 3.0
+_FILES_SECONDS = 120.0
+_PLACE = "/run/labctl-guests"  # in the host machine
+_WORDS = {"para": ("xen", "xen"), "hardware": ("kvm", "qemu")}  # tier → (domain type, URI scheme)
+
+
+def plan(facts: NodeFacts) -> Planned:
+    """The resources and the record of a machine inside of another."""
+    node, lab, kernel = facts.node, facts.lab, facts.kernel
+    host, place = facts.host_domain, facts.host_record.ssh if facts.host_record else None
+    if host is None or place is None:
+        raise UsageError(f"{node.name} is inside {node.inside}, which is no machine of this lab")
+    assert kernel is not None, "the planner gives every VM a kernel"
+    record = replace(record_of_vm(facts), uri="")
+    disk = disk_of(facts)
+    short = hashlib.sha256(node.name.encode()).hexdigest()[:8]
+    small = kernel.packed or kernel.kernel
+    files = {"root": str(disk.disk), "config": str(disk.config), "kernel": small, "initrd": kernel.initrd}
+    plugs = DiskPlugs(
+        owner=lab.owner,
+        name=node.name,
+        node=node.name,
+        needs=(f"vmdisk:{node.name}", f"ready:{node.inside}"),
+        host=host,
+        disks=tuple(_plug(f"{short}-{what}", path, disk.backing) for what, path in files.items()),
+    )
+    domain = _guest(facts, host, place, short)
+    steps = life(facts, record, f"guest:{node.name}", REACH_SECONDS)
+    resources: list[Resource] = [disk, plugs, domain, *steps]
+    return Planned(resources, record)
+
+
+def _plug(serial: str, path: str, backing: str) -> DomainDisk:
+    if serial.endswith("-root"):
+        return DomainDisk(path=path, format="qcow2", serial=serial, bus="scsi", backing=backing)
+    return DomainDisk(path=path, format="raw", serial=serial, bus="scsi", readonly=True)
+
+
+def _guest(facts: NodeFacts, host: Domain, place: SshPlace, short: str) -> Guest:
+    node, kernel = facts.node, facts.kernel
+    assert kernel is not None
+    assert facts.host_record is not None, "the planner makes the host machine first"
+    kind, _ = _WORDS[facts.choice.tier]
+    xen = kind == "xen"
+    bridges = {card.network: f"lab{n}" for n, card in reversed([*enumerate(facts.host_record.interfaces)])}
+    nics = tuple(
+        DomainNic(bridge=bridges[network], ifname="", mac=i.mac, model="" if xen else "virtio", mtu=i.mtu)
+        for i, network in zip(facts.place.interfaces, facts.place.networks, strict=True)
+    )
+    bus = "xen" if xen else "virtio"
+    disks = (
+        DomainDisk(path=f"{_PLACE}/{short}-root", serial=ROOT_SERIAL, bus=bus),
+        DomainDisk(path=f"{_PLACE}/{short}-config", serial=CONFIG_SERIAL, bus=bus, readonly=True),
+    )
+    usual = domain_of(facts)
+    plain = {field.name: getattr(usual, field.name) for field in fields(usual)}
+    plain |= {
+        "needs": (f"plugs:{node.name}", f"ready:{node.inside}"),
+        "after": ("firewall:lab", "dns:lab", *waits_for(facts)),
+        "uri": uri_of(place, facts.choice.tier),
+        "home_state": "",
+        "home_cache": "",
+        "type": kind,
+        "machine": "xenpv" if xen else node.machine,
+        "kernel": f"{_PLACE}/{short}-kernel.file",
+        "initrd": f"{_PLACE}/{short}-initrd.file",
+        "cmdline": kernel.xen_cmdline if xen else kernel.cmdline,
+        "disks": disks,
+        "nics": nics,
+        "console_log": "",
+        "channels": (),
+        "snapshots": "",
+    }
+    return Guest(**plain, host=place, host_domain=host, short=short)
+
+
+def uri_of(place: SshPlace, tier: str) -> str:
+    """libvirt's URI of a host machine (uri.html): libssh2, so that no ssh program and none of the person's
+    own SSH settings come in; the key it must show is pinned in a file beside the lab's keys."""
+    _, scheme = _WORDS[tier]
+    words = {
+        "keyfile": place.key_file,
+        "known_hosts": _known_hosts(place),
+        "known_hosts_verify": "normal",
+        "sshauth": "privkey",
+        "no_tty": "1",
+    }
+    query = "&".join(f"{name}={quote(value, safe='/')}" for name, value in words.items())
+    port = f":{place.port}" if place.port != 22 else ""
+    return f"{scheme}+libssh2://{place.user}@{place.address}{port}/system?{query}"
+
+
+def _known_hosts(place: SshPlace) -> str:
+    return str(Path(place.host_key_file).with_suffix(".known_hosts"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guest(Domain):
+    """A domain in a host machine.  When that machine is off or gone, so is the domain."""
+
+    kind: ClassVar[str] = "guest"
+    gate: ClassVar[str] = "guest"  # one after another: Xen's tools are slow when they run side by side
+
+    host: SshPlace
+    host_domain: Domain
+    short: str  # what its files in the host machine begin with
+
+    @property
+    def link(self) -> Libvirt:
+        """The connection to the host machine's libvirt.  Raises HostCannot when it doesn't answer."""
+        place = self.host
+        if not banner_up(place.address, place.port, timeout=BANNER_SECONDS):
+            raise HostCannot(
+                f"{self.host_domain.name}, which {self.name} runs in, does not answer at {place.address}",
+                hint="labctl status; `labctl up` starts it again",
+            )
+        try:
+            key = " ".join(Path(place.host_key_file).read_text().split()[:2])
+            known = Path(_known_hosts(place))
+            name = place.address if place.port == 22 else f"[{place.address}]:{place.port}"
+            known.write_text(f"{name} {key}\n")
+        except OSError as error:
+            raise LabError(f"{error.filename}: {error.strerror}", hint="run as root") from error
+        return connection.reach(self.uri, None, sure=False)
+
+    def make(self) -> list[str]:
+        """Bring its files to where the host machine's tools find them, define and start it."""
+        look = self.look()
+        if not look.there:
+            self._files()
+        return super().make()
+
+    def _files(self) -> None:
+        """Name the plugged disks by their serials, and copy the kernel out of its own: tools read files."""
+        from labctl.tiers.machines import host_machine
+
+        script = data("templates", "host", "files").read_text()
+        machine = host_machine(self.host, self.host_domain.name)
+        argv = [
+            "sh",
+            "-s",
+            _PLACE,
+            *(f"{self.short}-{what}" for what in ("root", "config", "kernel", "initrd")),
+        ]
+        done = machine.run(argv, input=script.encode(), user="0", timeout=_FILES_SECONDS, own_tools=True)
+        if done.code:
+            said = done.errors.strip().splitlines()[-1:] or [f"exit code {done.code}"]
+            raise LabError(f"{self.name}: its files did not come into {self.host_domain.name}: {said[0]}")
+
+    def look(self) -> Look:
+        """As for any domain; absent when the host machine doesn't answer, which ends all in it."""
+        if not self._answers():
+            return ABSENT
+        return super().look()
+
+    @classmethod
+    def look_many(cls, items: Sequence[Self]) -> dict[str, Look]:
+        """The looks of many, by name."""
+        return {item.name: item.look() for item in items}
+
+    def unmake(self) -> None:
+        """Destroy and undefine it.  A host machine that is gone took it along."""
+        if self._answers():
+            with contextlib.suppress(Missing):
+                super().unmake()
+
+    def _answers(self) -> bool:
+        place = self.host
+        return bool(place.address) and banner_up(place.address, place.port, timeout=BANNER_SECONDS)
