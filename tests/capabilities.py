@@ -349,3 +349,13 @@ def _podman() -> str:
         places = ["--root", f"{folder}/root", "--runroot", f"{folder}/run", "--tmpdir", f"{folder}/tmp"]
         quiet = ["--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=file"]
         return _run(["unshare", "--mount", "podman", *places, *quiet, "images"], 20)
+
+
+@probe("buildah")
+def _buildah() -> str:
+    return _run(["buildah", "--version"])
+
+
+@probe("containerd")
+def _containerd() -> str:
+    return _run(["ctr", "--version"]) or _run(["containerd", "--version"])

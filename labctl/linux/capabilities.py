@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from labctl.linux import syscalls as sc
 
 TYPE_CHECKING = False
@@ -96,6 +98,15 @@ def names(bits: int) -> list[str]:
 
 
 _known = 0
+_held = -1
+
+
+def held() -> int:
+    """The mask of what this process may have itself; asked once."""
+    global _held
+    if _held < 0:
+        _held = of_process(os.getpid())["permitted"]
+    return _held
 
 
 def known() -> int:

@@ -284,9 +284,25 @@ def _capabilities(sets: dict[str, Any], kind: str, names: Any) -> None:
             capabilities.mask([name])
         except ValueError:
             bad.append(name)
+    _leave_out(sets, kind, bad)
+
+
+def _leave_out(sets: dict[str, Any], kind: str, bad: list[str]) -> None:
     if bad:
         warn(f"ignoring unknown or unavailable capabilities in process.capabilities.{kind}: {bad}")
-        sets[kind] = [name for name in names if name not in bad]
+        sets[kind] = [name for name in sets[kind] if name not in bad]
+
+
+def grantable(sets: dict[str, Any], held: int) -> None:
+    """Leave out, with a warning, what can't be granted: `held` is the mask of what the runtime has itself."""
+    for kind in _SETS:
+        names = sets.get(kind) or ()
+        able = held & capabilities.known()
+        if kind == "ambient":  # capabilities(7): only what is both permitted and inheritable
+            for other in ("permitted", "inheritable"):
+                able &= capabilities.mask(sets.get(other) or ())
+        if capabilities.mask(names) & ~able:
+            _leave_out(sets, kind, [name for name in names if capabilities.mask([name]) & ~able])
 
 
 def _mount(row: dict[str, Any], where: str) -> None:

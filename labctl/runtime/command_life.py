@@ -38,6 +38,7 @@ def _job(given: options.Options, id_: str, *, wait: bool) -> Job:
     state.check_id(id_)
     job = Job(id_, given.text("bundle") or ".", stdio=(0, 1, 2))
     job.wait_for_start = wait
+    job.all_groups = True
     job.pivot = not given.flag("no_pivot")
     job.new_keyring = not given.flag("no_new_keyring")
     extra = (given.number("preserve_fds") or 0) + int(os.environ.get("LISTEN_FDS") or 0)

@@ -41,6 +41,7 @@ class Job:
         self.wait_for_start = False
         self.preserve: list[int] = []
         self.cgroup_path = ""
+        self.all_groups = False
         self.new_keyring = True
         self.pivot = True
         self.error = ""
@@ -74,6 +75,8 @@ class Job:
         notes = dict(self.config.get("annotations") or {})
         path = cgroups.systemd_path(self.cgroup_path or linux.get("cgroupsPath") or f"/{self.id}")
         extra = limits.extra_controllers(resources)
+        if self.all_groups:  # as runc: else it would stay in its engine's groups elsewhere
+            extra += [name for name in layout.v1 if "=" not in name and name not in (*extra, *cgroups.ALWAYS)]
         self.cgroup = Cgroup(path, layout, extra)
         self.document = state.new_document(self.id, self.bundle, notes, self.cgroup.path)
         self.document["controllers"] = extra

@@ -9,7 +9,7 @@ import resource
 
 from labctl.linux import capabilities, seccomp
 from labctl.linux import syscalls as sc
-from labctl.runtime import spec, users
+from labctl.runtime import check, spec, users
 from labctl.runtime.errors import ContainerError
 
 TYPE_CHECKING = False
@@ -52,7 +52,9 @@ def preload(config: Config) -> None:
     from importlib import import_module
 
     process, linux = config.get("process") or {}, config.get("linux") or {}
-    capabilities.known()
+    if sets := process.get("capabilities"):
+        nested = any(row.get("type") == "user" for row in linux.get("namespaces") or ())
+        check.grantable(sets, capabilities.known() if nested else capabilities.held())
     if config.get("hooks"):
         import_module("labctl.runtime.hooks")
     if linux.get("personality") or process.get("scheduler") or process.get("ioPriority"):
