@@ -244,7 +244,9 @@ class Client:
         target = urllib.parse.urljoin(url, location)
         scheme = urllib.parse.urlsplit(target).scheme
         if scheme not in ("http", "https") or (self.base.startswith("https:") and scheme == "http"):
-            raise RegistryError(f"{self.registry} leads from {url} to {target}, which is not safe to follow")
+            raise RegistryError(
+                f"{self.registry} leads from {url} to {target}, which is not safe to follow", status=400
+            )
         return target
 
     def _location(self, answer: Any) -> str:
@@ -294,7 +296,9 @@ class Client:
         realm = challenge.parameters["realm"]
         parts = urllib.parse.urlsplit(realm)
         if parts.scheme != "https" and not (parts.scheme == "http" and self.base.startswith("http:")):
-            raise RegistryError(f"{self.registry} wants a token from {realm}, which is not safe to ask")
+            raise RegistryError(
+                f"{self.registry} wants a token from {realm}, which is not safe to ask", status=400
+            )
         fields = [("service", challenge.parameters.get("service", ""))]
         fields += [("scope", scope) for scope in rights.split(" ")]
         headers = {"User-Agent": "labctl"}
