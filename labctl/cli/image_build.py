@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -87,12 +88,24 @@ def _arch(platform: str) -> str:
 
 
 def _folder(store: Any, word: str, wanted: Wanted, arch: str, emit: Emit) -> Any:
-    from labctl.image.build import BuildOptions, build
+    from labctl.image.build import build
 
     path = Path(word).expanduser()
     folder, file = (path.parent, str(path)) if path.is_file() else (path, wanted.file)
-    options = BuildOptions(
-        str(folder),
+    if file == "-":
+        with store.scratch.file("containerfile") as (fresh, _):
+            fresh.write_bytes(sys.stdin.buffer.read())
+            return build(store, _options(str(folder), str(fresh), wanted, arch), emit)
+    if file and not Path(file).expanduser().exists() and (folder / file).is_file():
+        file = str(folder / file)  # as podman has it: here, else in the folder
+    return build(store, _options(str(folder), file, wanted, arch), emit)
+
+
+def _options(folder: str, file: str, wanted: Wanted, arch: str) -> Any:
+    from labctl.image.build import BuildOptions
+
+    return BuildOptions(
+        folder,
         file,
         tags=wanted.tags,
         build_args=wanted.build_args,
@@ -102,7 +115,6 @@ def _folder(store: Any, word: str, wanted: Wanted, arch: str, emit: Emit) -> Any
         network=wanted.network != "none",
         secrets=secrets(wanted.secrets),
     )
-    return build(store, options, emit)
 
 
 def secrets(words: tuple[str, ...]) -> dict[str, bytes]:

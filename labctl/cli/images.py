@@ -61,7 +61,7 @@ def build(
         list[str], typer.Option("--tag", "-t", metavar="NAME", help="Name of the image; again for more.")
     ] = [],  # noqa: B006 - typer copies it
     file: Annotated[
-        str, typer.Option("--file", "-f", metavar="FILE", help="The Containerfile, when not in the folder.")
+        str, typer.Option("--file", "-f", metavar="FILE", help="The Containerfile; - is standard input.")
     ] = "",
     build_arg: Annotated[
         list[str],

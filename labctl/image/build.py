@@ -354,7 +354,10 @@ class _Builder:
             with tar.open("wb") as out:
                 pack(upper, out, Packing(epoch=self.epoch, root=False))
             with tar.open("rb") as file:
-                return self.store.add_layer(iter(lambda: file.read(1 << 20), b""))
+                layer = self.store.add_layer(iter(lambda: file.read(1 << 20), b""))
+            if self.epoch is None:
+                self.store.layers.adopt(layer, upper)
+            return layer
 
     def child(self, stage: Stage, step: Instruction, upper: Path, words: Mapping[str, Any]) -> None:
         """Have `build_child` do something to the image's files."""
@@ -399,5 +402,6 @@ class _Lines:
             self._rest = ""
 
     def _line(self, line: str) -> None:
-        self.last = [*self.last[-19:], line.rstrip("\r")]
-        self.emit(Note("", f"  {line}"))
+        shown = line.rstrip("\r").rpartition("\r")[2]  # what a terminal would show in the end
+        self.last = [*self.last[-19:], shown]
+        self.emit(Note("", f"  {shown}"))

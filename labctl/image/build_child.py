@@ -112,7 +112,7 @@ class Copier:
     def entry(self, source: Beneath, path: str, goal: str, status: os.stat_result) -> None:
         """One file, link or device to exactly that path, replacing what is there (but no folder)."""
         parent, _, name = goal.rpartition("/")
-        self.make_folder(parent)
+        self.make_folder(parent, self.owner or (0, 0))
         into = self.into.folder(parent)
         try:
             there = os.stat(name, dir_fd=into, follow_symlinks=False)

@@ -106,6 +106,8 @@ class Files:
         marks: list[Any] = []
         plain: list[str] = []
         for source in sources:
+            if step.name == "ADD" and re.match(r"(git@|git://|ssh://|https?://\S+\.git(#|$))", source):
+                raise step.wrong(f"{source}: git repositories are not fetched", "clone it, then COPY")
             if step.name == "ADD" and re.match(r"https?://", source):
                 job, mark = self._download(stage, step, source, words)
             elif archive := self._archive(step, source):

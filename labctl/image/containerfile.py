@@ -93,7 +93,8 @@ class Instruction:
 
 def parse(text: str, file: str) -> list[Instruction]:
     """Read a Containerfile; raises UsageError with file and line."""
-    lines = text.removeprefix("\ufeff").splitlines()
+    # Not splitlines(): a form feed or a line separator of Unicode ends no line of a Containerfile.
+    lines = [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
     escape, start = _directives(lines, file)
     found: list[Instruction] = []
     at = start

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 from pathlib import Path
 
 from labctl.errors import LabError, UsageError
 from labctl.image.blobs import Blobs
 from labctl.image.locks import locked
 from labctl.image.model import BadImage, Layer
+from labctl.image.pack import is_opaque
 from labctl.image.scratch import Scratch, remove
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,6 +45,24 @@ class Layers:
                 self.folder.mkdir(mode=0o700, exist_ok=True)
                 fresh.rename(path)
         return path
+
+    def adopt(self, layer: Layer, upper: Path) -> None:
+        """Take the folder that the layer was packed from, instead of unpacking it again.
+
+        `upper` is what overlayfs wrote; it is made to look as `unpack` would have left it.
+        """
+        path = self.path(layer.diff_id)
+        with locked(self.root / "locks" / f"layer-{path.name}", what=f"layer {layer.diff_id}"):
+            if path.is_dir():
+                return
+            upper.chmod(0o755)
+            for folder, folders, files in os.walk(upper, topdown=False):
+                for name in (*files, *folders):
+                    _plain(f"{folder}/{name}")
+            _plain(str(upper))
+            _sync(upper)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            upper.rename(path)
 
     def _fill(self, layer: Layer, fresh: Path) -> None:
         from labctl.image.streams import Reader, plain
@@ -83,6 +103,24 @@ class Layers:
                 path.rename(grave)
                 remove(grave)
         return freed
+
+
+def _plain(path: str) -> None:
+    """Whole seconds, and of overlayfs' own attributes only that a folder is opaque, in both spellings."""
+    from labctl.image.unpack import make_opaque
+
+    status = os.lstat(path)
+    opaque = False
+    for key in os.listxattr(path, follow_symlinks=False):
+        if key.startswith(("trusted.overlay.", "user.overlay.")):
+            opaque = opaque or (stat.S_ISDIR(status.st_mode) and is_opaque(path))
+            os.removexattr(path, key, follow_symlinks=False)
+    if opaque:
+        make_opaque(path, root=os.geteuid() == 0)
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+        return  # a deletion: one inode may stand for all of them
+    whole = status.st_mtime_ns // 10**9 * 10**9
+    os.utime(path, ns=(whole, whole), follow_symlinks=False)
 
 
 def _size(path: Path) -> int:

@@ -18,7 +18,6 @@ from typing import IO
 from labctl.image.unpack import OPAQUE, WHITEOUT, XATTR
 from labctl.records import dataclass
 
-_OPAQUE_KEYS = ("trusted.overlay.opaque", "user.overlay.opaque")
 _SKIPPED = ("trusted.overlay.", "user.overlay.", "security.selinux", "system.")
 
 #: (path without a leading slash) → whether it goes in.  A folder that doesn't takes all in it along.
@@ -167,12 +166,13 @@ def _attributes(full: str) -> dict[str, str]:
 
 
 def is_opaque(full: str) -> bool:
-    """Whether a folder of an overlay layer hides what lower layers have in it."""
-    for key in _OPAQUE_KEYS:
-        try:
-            # Kernels since 6.7 write "x" for a folder with escaped deletions, which hides nothing.
-            if os.getxattr(full, key, follow_symlinks=False) == b"y":
-                return True
-        except OSError:
-            continue
-    return False
+    """Whether a folder of an overlay layer hides what lower layers have in it.
+
+    Root's mounts go by the trusted attribute, and copy the user one up like any other: it says nothing then.
+    """
+    key = "trusted.overlay.opaque" if os.geteuid() == 0 else "user.overlay.opaque"
+    try:
+        # Kernels since 6.7 write "x" for a folder with escaped deletions, which hides nothing.
+        return os.getxattr(full, key, follow_symlinks=False) == b"y"
+    except OSError:
+        return False

@@ -1,4 +1,4 @@
-"""What pulls that broke off have received so far; the next pull goes on with it."""
+"""What is kept in the hope that it is of use: broken downloads, and the cache mounts of builds."""
 
 from __future__ import annotations
 
@@ -15,4 +15,13 @@ def drop_partial(root: Path) -> int:
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         freed += os.lstat(path).st_size
         remove(path)
+    return freed
+
+
+def drop_caches(root: Path) -> int:
+    """Remove what RUN --mount=type=cache kept; returns the bytes.  Only while nobody builds."""
+    freed = 0
+    for folder, _, files in os.walk(root / "caches"):
+        freed += sum(os.lstat(f"{folder}/{name}").st_blocks * 512 for name in files)
+    remove(root / "caches")
     return freed

@@ -39,7 +39,7 @@ from labctl.image.model import (
     host_arch,
     oci_arch,
 )
-from labctl.image.partial import drop_partial
+from labctl.image.partial import drop_caches, drop_partial
 from labctl.image.pins import Pins
 from labctl.image.scratch import Scratch
 
@@ -313,6 +313,8 @@ class Store:
                     removed.append(blob.digest)
                     freed += blob.size
             freed += self.layers.keep_only(diff_ids)
+            if cache:
+                freed += drop_caches(self.root)
             return removed, freed
 
     def _reachable(self) -> tuple[set[str], set[str]]:

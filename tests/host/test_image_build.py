@@ -21,6 +21,7 @@ from labctl.image.build import BuildOptions, build
 from labctl.image.model import Image
 from labctl.image.runner import OverlayRunner, Step
 from labctl.image.store import Store
+from tests.shared_images import share
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.needs("root", "overlay")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("cache") / "images")
-    store.ensure("micro")
+    share(store, "micro")
     return store
 
 
@@ -145,7 +146,7 @@ def test_copy(store: Store, context: Path) -> None:
     )
     assert said == (
         ".:\nmany\nname\none.txt\ntree\n\nmany:\none.txt\ntwo.txt\n\ntree:\nf\nlink\nsub\none.txtone.txt"
-        "33:33 600\n33:33 600\n33:33 600\n5:6 644\n0:0 755\n0:0 750\nodd named/f/var\n$to\nf\nusr/bin\none.txt"
+        "33:33 600\n33:33 600\n33:33 600\n5:6 644\n5:6 755\n0:0 750\nodd named/f/var\n$to\nf\nusr/bin\none.txt"
     )
     with pytest.raises(UsageError, match="not there"):
         make(store, context, "FROM micro\nCOPY out /stolen\nCOPY out/x /y\n")
@@ -276,3 +277,56 @@ def test_killed_at_any_moment(store: Store, context: Path) -> None:
     assert not list((store.root / "tmp").iterdir())
     mounts = Path("/proc/self/mounts").read_text()
     assert str(store.root) not in mounts
+
+
+def test_an_emptied_folder_hides_only_what_was_below(store: Store, context: Path) -> None:
+    """A folder removed and made again in one step; later steps copy its attributes up, and add to it."""
+    (context / "more").write_text("m")
+    built = make(
+        store, context,
+        "FROM micro\nRUN mkdir /d && touch /d/old\nRUN rm -r /d && mkdir /d && touch /d/new\n"
+        "COPY more /d/\nRUN touch /d/last\n",
+    )  # fmt: skip
+    assert built.sh("ls /d").split() == ["last", "more", "new"]
+
+
+def test_the_same_again_has_the_same_digest(
+    store: Store, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps from the cache, at another time of day; and ENV before RUN does not keep it from that."""
+    text = "FROM micro\nENV A=1\nRUN date +%N > /when\nLABEL l=1\nRUN date +%N > /again\n"
+    first = make(store, context, text)
+    monkeypatch.setattr("labctl.image.build.time.time", lambda: 2_000_000_000)
+    assert make(store, context, text).image.digest == first.image.digest
+
+
+def test_mounts_of_a_step(store: Store, context: Path) -> None:
+    """RUN --mount: what it shows, and that none of it is in the layer or in the build's folder."""
+    (context / "f").write_text("from the folder")
+    text = (
+        "FROM micro AS other\nRUN echo other > /o\nFROM micro\n"
+        "RUN --mount=type=cache,target=/c,mode=0700 echo x >> /c/n; wc -l < /c/n > /count; stat -c %a /c >> /count\n"
+        "RUN --mount=type=bind,target=/ctx cat /ctx/f > /r; ! touch /ctx/no 2>/dev/null\n"
+        "RUN --mount=type=bind,target=/ctx,rw echo w > /ctx/f && cat /ctx/f >> /r\n"
+        "RUN --mount=from=other,source=/o,target=/oo cat /oo >> /r\n"
+        "RUN --mount=type=tmpfs,target=/t,size=1m grep -c ' /t tmpfs' /proc/mounts >> /r\n"
+        'RUN --mount=type=secret,id=s --mount=type=secret,id=s,env=S cat /run/secrets/s >> /r; echo "$S" >> /r\n'
+    )
+    built = make(store, context, text, secrets={"s": b"secret "})
+    assert built.sh("cat /count /r; ls -d /c /ctx /oo /t /run/secrets 2>/dev/null; true") == (
+        "1\n700\nfrom the folderw\nother\n1\nsecret secret \n"
+    )
+    assert (context / "f").read_text() == "from the folder"
+    again = make(store, context, text, secrets={"s": b"secret "}, no_cache=True)
+    assert again.sh("cat /count").startswith("2")
+    for words, said in (
+        ("type=secret,id=t,required", "there is no secret t"),
+        ("type=ssh", "not offered"),
+        ("type=disk,target=/x", "no type disk"),
+        ("type=cache", "needs a target"),
+        ("type=bind,target=/x,source=nonesuch", "not there"),
+        ("type=tmpfs,target=/x,size=big", "is no size"),
+    ):
+        with pytest.raises(UsageError, match=said) as caught:
+            make(store, context, f"FROM micro\nRUN --mount={words} true\n")
+        assert caught.value.where and caught.value.where.line == 2

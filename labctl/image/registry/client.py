@@ -70,12 +70,10 @@ class Client:
 
     def manifest(self, repository: str, wanted: str) -> Fetched:
         """The manifest or index of a tag or digest, checked by digest.  Raises RegistryError, BadImage."""
-        with self.call(
-            "GET", f"/v2/{repository}/manifests/{wanted}", repository, headers={"Accept": ACCEPT}
-        ) as answer:
-            data = _read(answer)
-            media = answer.headers.get("Content-Type", "").partition(";")[0].strip()
-            claimed = answer.headers.get("Docker-Content-Digest", "")
+        path = f"/v2/{repository}/manifests/{wanted}"
+        data, headers = self.document(path, repository, {"Accept": ACCEPT})
+        media = headers.get("Content-Type", "").partition(";")[0].strip()
+        claimed = headers.get("Docker-Content-Digest", "")
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         for said in (wanted if wanted.startswith("sha256:") else "", claimed):
             if said.startswith("sha256:") and said != digest:
@@ -84,6 +82,20 @@ class Client:
         if isinstance(document, dict) and isinstance(document.get("mediaType"), str):
             media = document["mediaType"]
         return Fetched(data, media, digest)
+
+    def document(
+        self, path: str, repository: str, headers: Mapping[str, str] | None = None
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """A small document and the headers of the answer; asked again when the line breaks within."""
+        for left in reversed(range(TRIES)):
+            with self.call("GET", path, repository, headers=headers) as answer:
+                try:
+                    return _read(answer), answer.headers
+                except RegistryError:
+                    if not left:
+                        raise
+            time.sleep(0.2 * 3 ** (TRIES - 1 - left))
+        raise AssertionError("unreachable")
 
     def blob(self, repository: str, digest: str, start: int = 0) -> Any:
         """An open answer with the blob from byte `start` on (status 206), or all of it (200)."""
@@ -151,9 +163,9 @@ class Client:
         found: list[str] = []
         path = f"/v2/{repository}/tags/list"
         for _ in range(1000):
-            with self.call("GET", path, repository) as answer:
-                document = parse_json(_read(answer), "the list of tags")
-                link = answer.headers.get("Link", "")
+            data, headers = self.document(path, repository)
+            document = parse_json(data, "the list of tags")
+            link = headers.get("Link", "")
             found += [str(tag) for tag in document.get("tags") or []] if isinstance(document, dict) else []
             if 'rel="next"' not in link or "<" not in link:
                 break
@@ -352,6 +364,8 @@ def _read(answer: IO[bytes]) -> bytes:
         data = answer.read(MAX_DOCUMENT + 1)
     except (*LOST, OSError) as error:
         raise RegistryError(f"the connection broke: {error}") from error
+    if getattr(answer, "length", None) and len(data) <= MAX_DOCUMENT:
+        raise RegistryError("the connection broke in the middle of a document")
     if len(data) > MAX_DOCUMENT:
         raise BadImage(f"the registry sent a document of more than {MAX_DOCUMENT} bytes")
     return data
