@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from labctl.cli import light as typer
@@ -13,6 +12,7 @@ from labctl.cli.session import Session, key_values, verb
 from labctl.errors import LabError, UsageError
 from labctl.lab import api
 from labctl.records import dataclass
+from labctl.workers import Pool
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -162,7 +162,7 @@ def run(
 
     results = []
     wide = max(screen.width(str(a) if many else a.node) for a in chosen)
-    with ThreadPoolExecutor(min(parallel, len(chosen))) as pool:
+    with Pool(min(parallel, len(chosen))) as pool:
         for result in pool.map(one, chosen):
             results.append(result)
             if not session.json:

@@ -232,6 +232,7 @@ def execute(request: dict[str, Any]) -> int:
     from labctl.runtime.errors import ContainerError
     from labctl.runtime.execute import exec_in
 
+    _end_as_with_ctrl_c()
     try:
         state = _Named(request["id"])
         if state.status not in ("running", "created"):
@@ -249,6 +250,17 @@ def execute(request: dict[str, Any]) -> int:
         return 137
     except (ContainerError, OSError) as error:
         return _cannot(str(error))
+
+
+def _end_as_with_ctrl_c() -> None:
+    """Whoever wants the command to end (labctl was ended, or is gone) tells us alone: pass it on."""
+    import _signal  # type: ignore[import-not-found]  # `signal` imports `enum`
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt({_signal.SIGTERM: "SIGTERM", _signal.SIGHUP: "SIGHUP"}.get(number, "SIGINT"))
+
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+        _signal.signal(number, interrupt)
 
 
 class _Named:
@@ -340,7 +352,10 @@ def main(words: list[str]) -> int:
 
     operation, *rest = words
     if operation in _STREAMS:
-        return _STREAMS[operation](jsonio.loads(rest[0]))
+        try:
+            return _STREAMS[operation](jsonio.loads(rest[0]))
+        except KeyboardInterrupt:
+            return 130
     try:
         if operation == "seed":
             answer: Any = seed(jsonio.loads(rest[0]), sys.stdin.buffer)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 from xml.etree import ElementTree
@@ -21,6 +20,7 @@ from labctl.hypervisor.connection import Libvirt, Lost, Missing, Refused, librar
 from labctl.hypervisor.xml import NAMESPACE, digest_of, domain_xml, mark_of, uuid_of
 from labctl.looks import ABSENT, Look, Owner, Presence, parse_mark
 from labctl.records import dataclass
+from labctl.workers import Pool
 
 T = TypeVar("T")
 
@@ -237,7 +237,7 @@ class Domain:
             except LabError as error:
                 failures[item.name] = error
 
-        with ThreadPoolExecutor(max_workers=8) as pool:
+        with Pool(8) as pool:
             list(pool.map(one, items))
         return failures
 

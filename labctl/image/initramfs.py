@@ -104,6 +104,8 @@ def _little_root(arch: str) -> list[Node]:
     templates = data("templates", "init")
     nodes = [
         _file("init", (templates / "init").read_bytes(), 0o755),
+        # Nothing ever comes of it: what a shell reads from to wait without a process for it.
+        Node("labctl/never", stat.S_IFIFO | 0o600),
         Node("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
         Node("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         _folder("newroot"),
@@ -122,7 +124,7 @@ def _little_root(arch: str) -> list[Node]:
         _folder("labctl/root", 0o700),
         _link("labctl/root/.ssh", "/cfg/ssh"),
     ]
-    nodes += [_folder(f"labctl/{name}") for name in ("cfg", "dev", "proc", "sys", "tmp")]
+    nodes += [_folder(f"labctl/{name}") for name in ("cfg", "dev", "proc", "running", "sys", "tmp")]
     if own := reseed_program(arch):
         nodes.append(_file("labctl/bin/reseed", own, 0o755))
     for name in _SCRIPTS:

@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from labctl.errors import LabError
@@ -14,6 +13,7 @@ from labctl.events import Emit, Note, silent
 from labctl.guest.machine import Completed, Executes
 from labctl.profile.models import Check, Expect
 from labctl.records import dataclass
+from labctl.workers import Pool
 
 _SHOWN = 200  # characters of an output in a message
 _AT_ONCE = 8
@@ -73,7 +73,7 @@ def run_checks(
             )
 
     if by_node:
-        with ThreadPoolExecutor(min(_AT_ONCE, len(by_node)), thread_name_prefix="check") as pool:
+        with Pool(min(_AT_ONCE, len(by_node)), "check") as pool:
             list(pool.map(one_node, by_node))
     return [results[index] for index in range(len(checks))]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from labctl.errors import Failures, LabError, TimedOut, UsageError
@@ -15,6 +14,7 @@ from labctl.resource import executor
 from labctl.resource.ledger import LabRow, Ledger, Row
 from labctl.resource.lock import locked
 from labctl.tiers.record import NodeRecord
+from labctl.workers import Pool
 
 Target = tuple[str, str]
 POLL_SECONDS = 0.1
@@ -66,7 +66,7 @@ def _each(
             raise UsageError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
         for name in dict.fromkeys(row.id for row, _ in found):
             stack.enter_context(locked(options.home.state / "locks" / name, verb, wait=options.wait))
-        with ThreadPoolExecutor(max_workers=8) as pool:
+        with Pool(8) as pool:
             jobs = [(record, pool.submit(act, ledger, row, record, emit)) for row, record in found]
             failures: list[LabError] = []
             for record, job in jobs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from labctl.records import dataclass
 from labctl.resource import executor
 from labctl.resource.protocol import Resource
 from labctl.tiers.record import NodeRecord
+from labctl.workers import Pool
 
 if TYPE_CHECKING:
     from labctl.guest.machine import Machine
@@ -99,7 +99,7 @@ def compare(name: str, options: Options, emit: Emit = silent) -> Comparison:
             record = NodeRecord.from_json(text)
             main = rows.get(record.main_key)
             nodes.append(_Node(record, status[node], executor.load(main) if main else None))
-    with ThreadPoolExecutor(min(_AT_ONCE, len(nodes) + 1), thread_name_prefix="observe") as pool:
+    with Pool(min(_AT_ONCE, len(nodes) + 1), "observe") as pool:
         host = pool.submit(_host)
         columns = list(pool.map(lambda node: _column(node, emit, row.name), nodes))
         return compared(row.name, [host.result(), *columns], time.time())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import select
@@ -12,7 +13,7 @@ import time
 from labctl.linux import capabilities, cgroups, namespaces, pidfds
 from labctl.linux import syscalls as sc
 from labctl.linux.cgroups import Cgroup, Layout
-from labctl.runtime import process, sources, state
+from labctl.runtime import process, signals, sources, state
 from labctl.runtime.channel import Channel
 from labctl.runtime.errors import ContainerError
 from labctl.runtime.init import open_slave
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _START_SECONDS = 30.0
+_GRACE_SECONDS = 2.0  # for a program to end by itself after a Ctrl-C, before it is killed
 
 
 class Target:
@@ -122,10 +124,38 @@ class ExecProcess:
             self.pidfd = -1
         return self._status
 
-    def kill(self, signal: int) -> None:
+    def kill(self, number: int) -> None:
         """Send a signal; one that has ended is fine."""
         if self.pidfd >= 0:
-            pidfds.send(self.pidfd, signal)
+            pidfds.send(self.pidfd, number)
+
+    def end(self, number: int) -> None:
+        """Send a signal to the process and all of its group, kill those when it does not end of it, reap it.
+
+        It leads a group of its own, as a shell's job does, so that `sh -c "a; b"` ends as a whole.
+        """
+        if self.pidfd < 0:
+            return
+        try:
+            self.signal_group(number)
+            if not pidfds.ended(self.pidfd, _GRACE_SECONDS):
+                self.signal_group(signals.BY_NAME["KILL"])
+        except KeyboardInterrupt:
+            self.signal_group(signals.BY_NAME["KILL"])
+        try:
+            self.wait(_GRACE_SECONDS)
+        except TimeoutError:
+            return  # frozen with its container: it ends with that
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to it and all of its group; one that has ended is fine."""
+        if self.pidfd < 0:
+            return
+        # Not reaped yet, so the number can't mean another group.
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            self.kill(number)
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its size."""
@@ -187,15 +217,18 @@ def spawn_in(
     stderr: int = 2,
     preserve: Sequence[int] = (),
     filtered: bool = True,
+    tied: bool = False,
 ) -> ExecProcess:
     """Start a process.  Raises ContainerError (code 126 or 127 when the program can't be run) or OSError.
 
     Two forks: the first enters the namespaces, the second is in the pid namespace and, by CLONE_PARENT, our
-    child.  Safe in a program with threads.
+    child.  Safe in a program with threads.  `tied`: it is killed when the calling thread ends, however that
+    comes about.
     """
     process.preload({**target.config, "process": spec_process, "hooks": None})
     program = process.filter_of(target.config) if filtered else b""
     finisher = Finisher(spec_process, target.config, program)
+    finisher.tied = tied
     ours, theirs = Channel.pair()
     entrance = sc.pidfd_open(target.pid)
     flags = 0
@@ -352,30 +385,61 @@ def exec_in(
 
     `container` is a ContainerState or a pid; `user` "name[:group]" or numbers; without `tty` the process gets
     the three descriptors themselves; with it a terminal, joined to stdin and stdout.  A program that can't be
-    run is said on `stderr`.  After `timeout` seconds it is killed, and TimeoutError raised.
+    run is said on `stderr`.  After `timeout` seconds it is killed, and TimeoutError raised.  A Ctrl-C is
+    passed on to it, and KeyboardInterrupt raised; when we are killed, it is too.
     Raises ContainerError when the container can't be entered.
     """
     target = Target.of_pid(container) if isinstance(container, int) else _target(container)
     wanted = build_process(target.config, argv, env=env, cwd=cwd, user=user, caps=caps, privileged=privileged)
     try:
         running = spawn_in(
-            target, wanted, tty=tty, filtered=not privileged, stdin=stdin, stdout=stdout, stderr=stderr
+            *(target, wanted),
+            tty=tty,
+            filtered=not privileged,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            tied=True,
         )
     except ContainerError as error:
         if error.code in (process.NOT_EXECUTABLE, process.NOT_FOUND):
             os.write(stderr, f"{error.message}\n".encode())
             return error.code
         raise
+    _running.add(running)
     try:
         if tty:
             return relay(running, stdin, stdout, timeout)
         return running.wait(timeout)
-    except (TimeoutError, KeyboardInterrupt):
-        running.kill(9)
-        running.wait(5.0)
+    except TimeoutError:
+        running.end(signals.BY_NAME["KILL"])
+        raise
+    except KeyboardInterrupt as error:
+        running.end(_number_of(error))
         raise
     finally:
+        _running.discard(running)
         running.close()
+
+
+# Commands that threads of ours wait for: only the main thread hears of a Ctrl-C.
+_running: set[ExecProcess] = set()
+
+
+@atexit.register
+def _end_running() -> None:
+    left = list(_running)
+    for one in left:
+        one.signal_group(signals.BY_NAME["INT"])
+    end = time.monotonic() + _GRACE_SECONDS
+    for one in left:
+        if one.pidfd >= 0 and not pidfds.ended(one.pidfd, max(0.0, end - time.monotonic())):
+            one.signal_group(signals.BY_NAME["KILL"])
+
+
+def _number_of(error: KeyboardInterrupt) -> int:
+    """The signal that an interruption stands for: labctl's handlers name it, Python's own is for SIGINT."""
+    return signals.BY_NAME.get(str(error).removeprefix("SIG"), signals.BY_NAME["INT"])
 
 
 def _target(container: HasState) -> Target:

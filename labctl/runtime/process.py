@@ -118,6 +118,7 @@ class Finisher:
         self.by_name = False
         self.late_cwd = False
         self.loaded = False
+        self.tied = False  # whether it is killed when the thread that started it ends
 
     def prepare(self) -> None:
         """Find the user, the folder and the program.  Raises ContainerError with code 126 or 127."""
@@ -207,7 +208,8 @@ class Finisher:
                     f"chdir to cwd ({cwd!r}): {error.strerror}", code=NOT_EXECUTABLE
                 ) from error
             check_cwd()
-        sc.prctl(sc.PR_SET_PDEATHSIG, 0)
+        # Only now: a change of user would clear it (prctl(2)).
+        sc.prctl(sc.PR_SET_PDEATHSIG, int(_signal.SIGKILL) if self.tied else 0)
         reset_signals()
 
     def become(self) -> None:

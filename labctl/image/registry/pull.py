@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any
 
 from labctl.errors import LabError, UsageError
@@ -17,6 +16,7 @@ from labctl.image.model import INDEXES, MANIFEST, BadImage, Descriptor, Image, h
 from labctl.image.registry.client import TRIES, Client, Fetched, RegistryError
 from labctl.image.registry.transport import LOST
 from labctl.image.scratch import remove
+from labctl.workers import Pool
 
 if TYPE_CHECKING:
     from labctl.image.store import Store
@@ -130,7 +130,7 @@ def _fetch_all(
             stop.set()
             raise
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with Pool(PARALLEL) as pool:
         futures = [pool.submit(fetch, blob) for blob in sorted(blobs, key=lambda blob: -blob.size)]
         try:
             for future in futures:

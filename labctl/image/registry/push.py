@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from labctl.image.model import CONFIG, INDEX, LAYER, MANIFEST, REF_NAME, Descrip
 from labctl.image.registry.client import LONGEST_PAUSE, TRIES, Client, RegistryError
 from labctl.image.registry.pull import PULLED
 from labctl.image.streams import chunks_of, packed
+from labctl.workers import Pool
 
 if TYPE_CHECKING:
     from labctl.image.store import Store
@@ -89,7 +89,7 @@ class _Push:
                 self.emit(Progress("", f"pushing {image.ref or image.digest}", self._done, total))
             return made
 
-        with ThreadPoolExecutor(PARALLEL) as pool:
+        with Pool(PARALLEL) as pool:
             layers = list(pool.map(send, image.layers))
         config = Blob(image.config_digest, self.store.blobs.path(image.config_digest).stat().st_size)
         self._blob(config.digest, self.store.blobs.path(config.digest), origin)
