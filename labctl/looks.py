@@ -38,6 +38,26 @@ PRESENT = Look(Presence.PRESENT)
 
 
 @dataclass(frozen=True)
+class Signs:
+    """What a look at an object goes by: while none of it changes, another look says what the last one said.
+
+    `links`: network links, with index, owner, bridge and state; `addresses`: links whose addresses count;
+    `files`: identity, size and times; `places`: folders and mounts, identity and rights alone; `processes`:
+    pids with their start; `values`: what small files of the kernel say; `commands`: what programs print;
+    `firewall`: inet tables of nftables, and whether there are rules of iptables among nftables'.
+    """
+
+    links: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    processes: tuple[int, ...] = ()
+    values: tuple[str, ...] = ()
+    commands: tuple[tuple[str, ...], ...] = ()
+    firewall: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Owner:
     """Who an object belongs to, as written on the object itself.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from labctl.cli.backend import options
 from labctl.cli.profiles import ProfileArgument, SetOption, load
 from labctl.cli.session import Session, verb
 from labctl.errors import CheckFailed, Interrupted, UsageError
-from labctl.lab import api
+from labctl.lab import again, api, inputs
 
 if TYPE_CHECKING:
     from labctl.lab.checks import CheckResult
+    from labctl.lab.model import UpResult
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -87,7 +89,6 @@ def up(
       labctl up spectrum --skip-unavailable
       labctl up spectrum --fallback emulation --check
     """
-    loaded = load(profile, sets, name)
     how = options(
         session,
         skip_unavailable=skip_unavailable,
@@ -98,32 +99,60 @@ def up(
         snapshot="auto" if from_snapshot is None else "always" if from_snapshot else "never",
         wait=wait,
     )
-    try:
-        with session.drawing() as emit:
-            result = api.up(loaded, how, emit)
-    except (KeyboardInterrupt, Interrupted) as error:
-        again = shlex.join(["labctl", "up", profile, *(["--name", name] if name else [])])
-        raise Interrupted(
-            f"interrupted; lab {loaded.name} is incomplete",
-            hint=f"`{again}` continues it, `labctl down {loaded.name}` removes it",
-        ) from error
+    # The checks run each time: an `up` with them is never answered without them.
+    with inputs.watching([] if checks else again.asked):
+        loaded = load(profile, sets, name)
+        try:
+            with session.drawing() as emit:
+                result = api.up(loaded, how, emit)
+        except (KeyboardInterrupt, Interrupted) as error:
+            words = shlex.join(["labctl", "up", profile, *(["--name", name] if name else [])])
+            raise Interrupted(
+                f"interrupted; lab {loaded.name} is incomplete",
+                hint=f"`{words}` continues it, `labctl down {loaded.name}` removes it",
+            ) from error
     results: list[CheckResult] = []
     if checks:
         with session.drawing() as emit:
             results = api.checks(loaded.name, how, emit)
     if session.json:
-        body = screen.plain(result)
         more = {"checks": results} if checks else {}
-        screen.document({**body.pop("status"), **body, **more})
+        show_document(result, **more)
     elif not session.quiet:
-        show_changes(result.changes)
-        show_status(result.status)
-        still = all(str(change.action) == "keep" for change in result.changes)
-        told = "was up already, nothing to do" if still else "is up"
-        screen.line(f"\n{result.status.lab} {told} ({screen.seconds(result.seconds)})")
+        show_result(result)
         if checks:
             show_checks(results)
     return _verdict(results)
+
+
+def show_document(result: UpResult, **more: object) -> None:
+    """What `up` did, as one JSON document."""
+    body = screen.plain(result)
+    screen.document({**body.pop("status"), **body, **more})
+
+
+def show_result(result: UpResult) -> None:
+    """What `up` did, for people."""
+    show_changes(result.changes)
+    show_status(result.status)
+    still = all(str(change.action) == "keep" for change in result.changes)
+    told = "was up already, nothing to do" if still else "is up"
+    screen.line(f"\n{result.status.lab} {told} ({screen.seconds(result.seconds)})")
+
+
+def show_standing(answer: dict[str, Any], words: Sequence[str], seconds: float) -> None:
+    """The answer of an `up` that has nothing to do (again.standing), as the whole way would show it."""
+    from labctl.lab.model import UpResult
+    from labctl.resource.codec import decode
+
+    values = typer.read(app.verbs["up"], words[1:]) or {}
+    if values.get("quiet") and not values.get("json"):
+        return
+    result = decode(UpResult, json.dumps({**answer, "seconds": seconds}))
+    if values.get("json"):
+        show_document(result)
+    else:
+        show_result(result)
 
 
 def _verdict(results: Sequence[CheckResult]) -> int:

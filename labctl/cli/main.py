@@ -62,11 +62,32 @@ def main() -> None:
     # Of what a command makes hardly anything is garbage: looking for it often costs a tenth of the time.
     gc.set_threshold(200_000, 20, 100)
     code: object
+    words = sys.argv[1:]
     try:
-        code = guarded(lambda: (_plain(sys.argv[1:]) or _by_typer)())
+        code = guarded(lambda: _standing(words) or (_plain(words) or _by_typer)())
     except SystemExit as end:
         code = end.code
     _leave(code)
+
+
+def _standing(words: list[str]) -> bool:
+    """Whether it is an `up` that has nothing to do, which is answered then."""
+    if words[:1] != ["up"] and words[:1] != ["deploy"]:
+        return False
+    import time
+
+    from labctl.lab import again
+
+    began = time.monotonic()
+    answer = again.standing(words)
+    if answer is None:
+        again.asked = words
+        return False
+    if not ({"-q", "--quiet"} & set(words) and "--json" not in words):
+        from labctl.cli import lifecycle
+
+        lifecycle.show_standing(answer, words, time.monotonic() - began)
+    return True
 
 
 def _plain(words: list[str]) -> Callable[[], object] | None:

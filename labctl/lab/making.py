@@ -11,10 +11,12 @@ from dataclasses import replace
 from labctl.errors import Foreign, LabError, UsageError
 from labctl.events import Emit, Event, NodePhase, Note, StepDone, StepFailed, StepStarted, silent
 from labctl.home import Home
-from labctl.lab import addresses, facts, planner
+from labctl.lab import addresses, again, facts, inputs, planner
 from labctl.lab.looking import lab_status, opened, status_of
 from labctl.lab.model import Options, PlanResult, UpResult
 from labctl.lab.names import lab_id
+from labctl.lab.remember import remember
+from labctl.linux import netnode
 from labctl.looks import Owner
 from labctl.profile.models import Profile
 from labctl.records import dataclass
@@ -84,12 +86,17 @@ def _plan(
     profile, chosen = facts.choices(profile, options)
     facts.check_room(profile, chosen)
     lab = _known(ledger, profile, options)
+    if build and not lab.row and any(c.tier == "container" and not c.skipped for c in chosen.values()):
+        with inputs.choosing():
+            netnode.start_ahead()
     fixed = [
         (n, s) for n, net in profile.networks.items() for s in (net.subnet, net.subnet6) if s and net.host
     ]
-    if not lab.row:
-        facts.check_fixed(fixed)
-    ports = facts.free_ports(profile, chosen, lab.ports, [c.value for c in lab.claims if c.kind == "port"])
+    with inputs.choosing():
+        if not lab.row:
+            facts.check_fixed(fixed)
+        taken = [c.value for c in lab.claims if c.kind == "port"]
+        ports = facts.free_ports(profile, chosen, lab.ports, taken)
     if build:
         facts.tell_skipped(profile.name, chosen, profile, emit)
     images, missing = facts.images(profile, chosen, options, emit, build=build)
@@ -115,7 +122,8 @@ def _plan(
     )
     others = [c.value for c in lab.claims if c.kind == "subnet" and c.lab != lab.owner.lab]
     wanted = addresses.wanted_subnets(profile)
-    subnets = facts.subnets(wanted, lab.subnets, fixed, others, options)
+    with inputs.choosing():
+        subnets = facts.subnets(wanted, lab.subnets, fixed, others, options)
     where = addresses.plan(profile, lab.owner, subnets, lab.addresses)
     return planner.build(profile, profile.name, host, where), lab, missing
 
@@ -156,7 +164,8 @@ def up(profile: Profile, options: Options, emit: Emit = silent) -> UpResult:
     with opened(options) as ledger:
         mine = lab_id(options.home.instance(), profile.name)
         with locked(options.home.state / "locks" / mine, f"up {profile.name}", wait=options.wait):
-            planned, lab, row = _reserve(ledger, profile, options, emit)
+            planned, lab, row = _reserve(ledger, profile, options, _doubting(emit, profile))
+            watch = inputs.enough()
             try:
                 done = executor.apply(
                     ledger,
@@ -174,7 +183,21 @@ def up(profile: Profile, options: Options, emit: Emit = silent) -> UpResult:
                     remove(ledger, row, options, emit)
                 raise
             status = lab_status(ledger, row)
+            remember(ledger, planned.graph, planned.records.values(), status, watch, options)
     return UpResult(status, done.changes, time.monotonic() - began)
+
+
+def _doubting(emit: Emit, profile: Profile) -> Emit:
+    """What a person is told while a lab is planned must be told again: no quick answer then.  None either
+    where the profile comes from nowhere, or from what isn't noted."""
+    if not profile.source or any(secret.env in again.RESTLESS for secret in profile.secrets.values()):
+        inputs.doubt("the profile")
+
+    def tell(event: Event) -> None:
+        inputs.doubt("something was told")
+        emit(event)
+
+    return tell
 
 
 def _reserve(

@@ -17,7 +17,8 @@ FAMILIES = {0: "unspec", 1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge",
 INET = 1
 _NETFILTER = 12  # NETLINK_NETFILTER
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_GETTABLE, _GETRULE = _SUBSYSTEM | 1, _SUBSYSTEM | 7
+_GETTABLE, _GETRULE, _GETGEN = _SUBSYSTEM | 1, _SUBSYSTEM | 7, _SUBSYSTEM | 16
+_GEN_ID = 1  # NFTA_GEN_ID
 _NAME = 1  # NFTA_TABLE_NAME, NFTA_RULE_TABLE
 _CHAIN, _USERDATA = 2, 7  # NFTA_RULE_CHAIN, NFTA_RULE_USERDATA
 _ABSENT = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)
@@ -49,6 +50,21 @@ def rules(family: int = INET) -> list[Rule]:
         table, chain = string(attrs.get(_NAME, b"")), string(attrs.get(_CHAIN, b""))
         found.append(Rule(table, chain, _comment(attrs.get(_USERDATA, b""))))
     return found
+
+
+def generation() -> int:
+    """The number of this network namespace's ruleset: every change of any rule gives it another one.
+
+    0 where the kernel has no nftables.  Raises OSError.
+    """
+    try:
+        with Netlink(_NETFILTER) as kernel:
+            payload = kernel.ask("cannot ask for the nft generation", _GETGEN, struct.pack("=BBH", 0, 0, 0))
+    except NetlinkError as error:
+        if error.errno in _ABSENT:
+            return 0
+        raise
+    return int(struct.unpack(">I", attributes(payload[4:])[_GEN_ID][:4])[0])
 
 
 def _dump(what: str, kind: int, family: int) -> list[bytes]:

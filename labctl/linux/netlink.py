@@ -382,6 +382,17 @@ class Netlink:
                     raise _refusal(flags, payload, what)
                 found.append(payload)
 
+    def ask(self, what: str, kind: int, body: bytes) -> bytes:
+        """The payload of the one answer to a request.  Raises NetlinkError beginning with `what`."""
+        self._seq += 1
+        self._socket.send(struct.pack("=IHHII", 16 + len(body), kind, _F_REQUEST, self._seq, 0) + body)
+        while True:
+            for got, flags, seq, payload in _messages(self._socket.recv(1 << 17)):
+                if seq == self._seq and got == _ERROR:
+                    raise _refusal(flags, payload, what)
+                if seq == self._seq:
+                    return payload
+
     def links(self) -> list[Link]:
         """All links of the namespace."""
         body = _ifinfo() + _u32(_EXT_MASK, _SKIP_STATS)

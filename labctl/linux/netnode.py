@@ -61,6 +61,9 @@ class Node:
     id_count: int = 65536
 
 
+_AT_ONCE = 32  # namespaces begun together: each holds a process and two descriptors
+
+
 def sysctl_path(key: str, interfaces: Sequence[str] = ()) -> str:
     """The file of a sysctl written with dots or slashes; interface names with dots are understood.
 
@@ -125,12 +128,19 @@ def _make_all(nodes: Sequence[Node]) -> dict[str, OSError]:
             else:
                 failures[node.key] = holder
         _clear(host, todo, links)
-        for node in todo:
-            try:
-                _make_one(host, node, links)
-            except (OSError, ValueError) as error:
-                failures[node.key] = error if isinstance(error, OSError) else OSError(22, str(error))
-                _clear(host, [node], netlink.by_name(host.links()))
+        for start in range(0, len(todo), _AT_ONCE):
+            batch = todo[start : start + _AT_ONCE]
+            # The kernel makes the namespaces of all while we wait for the first.
+            begun = {node.key: netns.Owned() for node in batch if node.userns and node.netns_fd < 0}
+            for node in batch:
+                try:
+                    _make_one(host, node, links, begun.get(node.key))
+                except (OSError, ValueError) as error:
+                    failures[node.key] = error if isinstance(error, OSError) else OSError(22, str(error))
+                    _clear(host, [node], netlink.by_name(host.links()))
+                finally:
+                    if node.key in begun:
+                        begun[node.key].end()
         _wait_for_carrier(host, [node for node in todo if node.key not in failures])
     return failures
 
@@ -185,12 +195,12 @@ def faults(node: Node, links: dict[str, Link], names: dict[int, str]) -> str:
     return ""
 
 
-def _make_one(host: Netlink, node: Node, links: dict[str, Link]) -> None:
+def _make_one(host: Netlink, node: Node, links: dict[str, Link], begun: netns.Owned | None) -> None:
     if node.netns_fd >= 0:
         netns.enter_fd(node.netns_fd)
-    elif node.userns:
+    elif begun is not None:
         netns.unbind(node.userns)
-        owned = netns.make_owned(node.userns, node.id_base, node.id_count)
+        owned = begun.keep(node.userns, node.id_base, node.id_count)
         try:
             netns.enter_fd(owned)
         finally:
@@ -337,6 +347,9 @@ def serve() -> None:
     ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
     if os.getppid() != parent:
         return
+    told = sys.stdin.read()
+    if not told:
+        return  # started ahead, and not needed
     nodes = [
         Node(
             **{
@@ -346,10 +359,31 @@ def serve() -> None:
                 "sysctls": tuple((key, value) for key, value in row["sysctls"]),
             }
         )
-        for row in json.load(sys.stdin)
+        for row in json.loads(told)
     ]
     failures = make_nodes(nodes)
     json.dump({key: [error.errno or 5, str(error)] for key, error in failures.items()}, sys.stdout)
+
+
+_ahead: list[subprocess.Popen[bytes]] = []
+
+
+def start_ahead() -> None:
+    """Start the process that `make_owned_nodes` will need while there is something else to do.
+
+    It dies with the thread that calls this.
+    """
+    if not _ahead:
+        _ahead.append(_server())
+
+
+def _server() -> subprocess.Popen[bytes]:
+    base = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from labctl.linux import netnode; netnode.serve()"
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program, base], stdin=pipe, stdout=pipe, stderr=pipe
+    )
 
 
 def make_owned_nodes(nodes: Sequence[Node], timeout: float = 60.0) -> dict[str, OSError]:
@@ -357,19 +391,20 @@ def make_owned_nodes(nodes: Sequence[Node], timeout: float = 60.0) -> dict[str, 
 
     Raises OSError when that can't be started or takes longer than `timeout` seconds.
     """
-    base = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = "import sys; sys.path.insert(0, sys.argv[1]); from labctl.linux import netnode; netnode.serve()"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", program, base],
-            input=json.dumps([asdict(node) for node in nodes]).encode(),
-            capture_output=True,
-            timeout=timeout + 0.1 * len(nodes),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise OSError(110, f"the networks of {len(nodes)} nodes were not made within {timeout:g} s") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+    told = json.dumps([asdict(node) for node in nodes]).encode()
+    server = _ahead.pop() if _ahead else _server()
+    if server.poll() is not None:  # the thread that started it is gone
+        server = _server()
+    with server:
+        try:
+            out, err = server.communicate(told, timeout + 0.1 * len(nodes))
+        except subprocess.TimeoutExpired:
+            server.kill()
+            raise OSError(110, f"the networks of {len(nodes)} nodes took more than {timeout:g} s") from None
+        except BaseException:
+            server.kill()
+            raise
+    if server.returncode:
+        said = err.decode(errors="replace").strip().splitlines() or [f"exit code {server.returncode}"]
         raise OSError(5, f"the networks of {len(nodes)} nodes were not made: {said[-1]}")
-    return {key: OSError(number, text) for key, (number, text) in json.loads(done.stdout).items()}
+    return {key: OSError(number, text) for key, (number, text) in json.loads(out).items()}

@@ -61,46 +61,64 @@ def bind(path: str) -> None:
     _check(result, f"cannot keep the network namespace at {path}")
 
 
-def make_owned(path: str, base: int, count: int) -> int:
-    """A new network namespace owned by a new user namespace that maps 0..count-1 to base and up.
+class Owned:
+    """A new network namespace owned by a new user namespace, held by a process until it is kept.
 
-    Who is root in that user namespace may configure the network.  The user namespace is kept by a bind
-    mount on `path`; returns an open file of the network namespace.  Forks: call it in a small process.
-    Raises OSError.
+    The kernel makes it meanwhile, so that many may be begun before the first is kept.  Forks: use it in a
+    small process without threads.  Whoever is root in the user namespace may configure the network.
     """
-    ready, tell = os.pipe2(os.O_CLOEXEC)
-    hold, release = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        _owned_child(tell, hold, release)
-    os.close(tell)
-    os.close(hold)
-    try:
-        answer = os.read(ready, 16)
-        if answer != b"ok":
-            number = int(answer or b"5")
-            raise OSError(number, f"cannot make a user namespace for {path}: {os.strerror(number)}")
-        for kind in ("uid_map", "gid_map"):
-            fd = os.open(f"/proc/{pid}/{kind}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, f"0 {base} {count}\n".encode())
-            finally:
-                os.close(fd)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444))
-        result = _libc.mount(f"/proc/{pid}/ns/user".encode(), os.fsencode(path), None, _MS_BIND, None)
-        _check(result, f"cannot keep the user namespace at {path}")
-        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(release)
-        os.close(ready)
-        os.waitpid(pid, 0)
+
+    def __init__(self) -> None:
+        self._ready, tell = os.pipe2(os.O_CLOEXEC)
+        hold, self._release = os.pipe2(os.O_CLOEXEC)
+        self._pid = os.fork()
+        if self._pid == 0:
+            _owned_child(tell, hold, self._release)
+        os.close(tell)
+        os.close(hold)
+
+    def keep(self, path: str, base: int, count: int) -> int:
+        """Map ids 0..count-1 to base and up, and keep the user namespace by a bind mount on `path`.
+
+        Returns an open file of the network namespace; the process ends.  Raises OSError.
+        """
+        try:
+            answer = os.read(self._ready, 16)
+            if answer != b"ok":
+                number = int(answer or b"5")
+                raise OSError(number, f"cannot make a user namespace for {path}: {os.strerror(number)}")
+            for kind in ("uid_map", "gid_map"):
+                fd = os.open(f"/proc/{self._pid}/{kind}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(fd, f"0 {base} {count}\n".encode())
+                finally:
+                    os.close(fd)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o444))
+            source = f"/proc/{self._pid}/ns/user".encode()
+            result = _libc.mount(source, os.fsencode(path), None, _MS_BIND, None)
+            _check(result, f"cannot keep the user namespace at {path}")
+            return os.open(f"/proc/{self._pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Let the process end; what is not kept goes with it.  Fine twice."""
+        if self._pid:
+            os.close(self._release)
+            os.close(self._ready)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
 
 
 def _owned_child(tell: int, hold: int, release: int) -> None:
     """Make both namespaces, say so, and wait until they are kept.  Never returns."""
     try:
-        os.close(release)
+        # The ends of those begun before us too: each must see the end of its own pipe.
+        low, high = sorted((tell, hold))
+        os.closerange(3, low)
+        os.closerange(low + 1, high)
+        os.closerange(high + 1, max(high, release) + 1)
         if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0:
             os.write(tell, str(ctypes.get_errno()).encode())
         else:

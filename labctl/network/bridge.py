@@ -12,7 +12,7 @@ from labctl.errors import Foreign, LabError
 from labctl.linux import netlink
 from labctl.linux.netlink import Address, Link, Netlink, NetlinkError
 from labctl.linux.netnode import delete_links, write_sysctl
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
 from labctl.network.model import LAB_GROUP
 from labctl.records import dataclass
 
@@ -110,6 +110,10 @@ class Bridge:
         if self.mtu and link.mtu != self.mtu:
             return Look(Presence.BROKEN, f"{self.ifname} has MTU {link.mtu} instead of {self.mtu}")
         return PRESENT
+
+    def signs(self) -> Signs:
+        """The link, and the host's addresses on it."""
+        return Signs(links=(self.ifname,), addresses=(self.ifname,))
 
     def change(self, old: Bridge) -> bool:
         """Addresses and MTU change in place; another name or owner means another bridge."""

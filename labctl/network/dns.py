@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from labctl.errors import LabError, TimedOut
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, parse_mark
+from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs, parse_mark
 from labctl.network import listeners, tools
 from labctl.network.model import Listen
 from labctl.records import dataclass
@@ -194,6 +194,14 @@ class Dns:
         if self._read(self._base / "hosts") != self.hosts_text():
             return Look(Presence.BROKEN, "dnsmasq knows other names")
         return PRESENT
+
+    def signs(self) -> Signs | None:
+        """The process and its files, and the rights on the folders above, which decide what it may read."""
+        pid = self.pid()
+        if not pid or self._read(self._base / "dnsmasq.pid").strip() != str(pid):
+            return None
+        files = tuple(str(self._base / name) for name in ("dnsmasq.conf", "hosts", "dnsmasq.pid"))
+        return Signs(processes=(pid,), files=files, places=tuple(str(f) for f in self._base.parents))
 
     def change(self, old: Dns) -> bool:
         """Other names take effect at once (SIGHUP); other addresses or domains restart it."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from labctl.errors import Foreign, LabError
 from labctl.linux.netnode import write_sysctl
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
 from labctl.network import firewalld, forwarding, iptables, nft
 from labctl.network.model import BridgeRule, PublishedPort
 from labctl.network.ruleset import digest_of, ruleset
@@ -102,6 +102,19 @@ class LabFirewall:
             if forwarding.read(f"net/ipv4/conf/{name}/route_localnet") == "0":
                 return f"route_localnet is off on {name}"
         return iptables.lacking(self.mark, self._names())
+
+    def signs(self) -> Signs | None:
+        """The rules, those of iptables among them, and the switches; where the host's routes count as well,
+        that is not all."""
+        if any(bridge.internet and bridge.subnet6 for bridge in self.bridges):
+            return None
+        keys = [forwarding.V4, forwarding.V6, *(f"net/ipv4/conf/{n}/route_localnet" for n in self._loops())]
+        legacy = ("/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names")
+        return Signs(
+            values=(*(f"/proc/sys/{key}" for key in keys), *legacy),
+            commands=tuple(iptables.questions()),
+            firewall=(self.table,),
+        )
 
     def change(self, old: LabFirewall) -> bool:
         """The table is replaced in one transaction, so no packet sees a host without rules."""

@@ -28,9 +28,13 @@ class Variant:
 
     program: str
 
+    def question(self, table: str = "filter") -> tuple[str, ...]:
+        """The command that prints its rules, without counters."""
+        return (self.program, *_WAIT, "-t", table, "-S")
+
     def rules(self, table: str = "filter") -> list[str]:
-        """Its rules as `-S` prints them (no counters); empty when they can't be read."""
-        code, out, _ = tools.attempt_run([self.program, *_WAIT, "-t", table, "-S"])
+        """Its rules as `-S` prints them; empty when they can't be read."""
+        code, out, _ = tools.attempt_run(self.question(table))
         return out.splitlines() if code == 0 else []
 
 
@@ -56,6 +60,11 @@ def variants() -> list[Variant]:
             if path:
                 found.append(Variant(path))
     return found
+
+
+def questions() -> list[tuple[str, ...]]:
+    """The commands that print the rules which are none of nftables'."""
+    return [variant.question() for variant in variants() if variant.program.endswith("legacy")]
 
 
 def wanted(rules: Sequence[str], bridges: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

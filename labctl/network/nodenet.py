@@ -10,7 +10,7 @@ from labctl.errors import Foreign, LabError
 from labctl.linux import netlink, netnode
 from labctl.linux.netlink import Netlink
 from labctl.linux.netnode import Nic, Node
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
 from labctl.network.model import Interface, NodeRoute
 from labctl.records import dataclass
 
@@ -99,6 +99,11 @@ class NodeNet:
             else:
                 looks[item.name] = ABSENT if fault == "absent" else Look(Presence.BROKEN, fault)
         return looks
+
+    def signs(self) -> Signs:
+        """The host's ends of its links, and the mounts that keep its namespaces."""
+        places = (self.path, self.userns) if self.userns else (self.path,)
+        return Signs(links=tuple(i.host_name for i in self.interfaces), places=places)
 
     def _foreign(self, link: netlink.Link | None) -> bool:
         return link is not None and link.alias != self.mark

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -71,10 +72,11 @@ def load_text(
     if name is not None:
         asked = Item(name, text=name, file="--name", path="")
         root = root.like({**root.map, "name": asked})
-    tree, names = _canonical(root, shaping)
-    plain = tree.plain()
-    assert isinstance(plain, dict)
-    profile, broken = _validate(plain, tree, problems)
+    with _no_plugins():
+        tree, names = _canonical(root, shaping)
+        plain = tree.plain()
+        assert isinstance(plain, dict)
+        profile, broken = _validate(plain, tree, problems)
     if profile is not None:
         profile = resolve(profile)
         env = os.environ if environ is None else environ
@@ -82,6 +84,21 @@ def load_text(
     problems.raise_any()
     assert profile is not None
     return profile
+
+
+@contextmanager
+def _no_plugins() -> Iterator[None]:
+    """No plugins for pydantic: it would read a file of every package installed to find them."""
+    name = "PYDANTIC_DISABLE_PLUGINS"
+    before = os.environ.get(name)
+    os.environ[name] = "__all__"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _canonical(root: Item, shaping: Shaping) -> tuple[Item, dict[str, list[str]]]:

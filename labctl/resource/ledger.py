@@ -138,9 +138,12 @@ class Ledger:
         self._db.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, lab: str = "") -> Iterator[sqlite3.Connection]:
+        """One transaction; with `lab`, one that changes its rows."""
         with self._lock:
             try:
+                if lab:
+                    self._drop_notes(lab)
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db
@@ -152,6 +155,11 @@ class Ledger:
                 raise LabError(
                     f"cannot write the ledger {self.path}: {error}", hint="is the disk full?"
                 ) from error
+
+    def _drop_notes(self, lab: str) -> None:
+        """Take away what was noted of a lab for a quick answer (labctl.lab.again): it is about to change."""
+        for note in (self.path.parent / "again").glob(f"{lab}-*"):
+            note.unlink(missing_ok=True)
 
     def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         with self._lock:
@@ -178,7 +186,7 @@ class Ledger:
 
         Raises LabError when rows are left, so that nothing is ever forgotten that may still be there.
         """
-        with self._transaction() as db:
+        with self._transaction(lab) as db:
             left = db.execute("SELECT count(*) FROM resources WHERE lab=?", (lab,)).fetchone()[0]
             if left:
                 raise LabError(f"lab {lab} still has {left} objects in the ledger")
@@ -201,7 +209,7 @@ class Ledger:
         `rows` are added or replaced; `nodes` (name → record) and `claims`, when given, replace the
         lab's former ones.  Raises Foreign when a claim belongs to another lab.
         """
-        with self._transaction() as db:
+        with self._transaction(lab.id) as db:
             db.execute(
                 "INSERT INTO labs VALUES (?,?,?,?,?,?,?,?)"
                 " ON CONFLICT(id) DO UPDATE SET boot=excluded.boot, source=excluded.source,"
@@ -268,7 +276,7 @@ class Ledger:
     def mark(self, lab: str, state: str, keys: Mapping[str, tuple[float, str]]) -> None:
         """Set the state of rows; `keys` gives (seconds, error) for each."""
         now = time.time()
-        with self._transaction() as db:
+        with self._transaction(lab) as db:
             db.executemany(
                 "UPDATE resources SET state=?, changed=?, seconds=?, error=?, boot=? WHERE lab=? AND key=?",
                 [(state, now, secs, error, self.boot, lab, key) for key, (secs, error) in keys.items()],
@@ -276,12 +284,12 @@ class Ledger:
 
     def forget(self, lab: str, keys: Iterable[str]) -> None:
         """Delete the rows of objects that are gone."""
-        with self._transaction() as db:
+        with self._transaction(lab) as db:
             db.executemany("DELETE FROM resources WHERE lab=? AND key=?", [(lab, key) for key in keys])
 
     def set_node(self, lab: str, name: str, record: str) -> None:
         """Replace one node's record."""
-        with self._transaction() as db:
+        with self._transaction(lab) as db:
             db.execute("UPDATE nodes SET record=? WHERE lab=? AND name=?", (record, lab, name))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from labctl.errors import LabError
-from labctl.looks import Look, Owner
+from labctl.looks import Look, Owner, Signs
 
 
 @runtime_checkable
@@ -70,6 +70,14 @@ class Batched(Protocol):
     @classmethod
     def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
         """Unmake all; name → failure."""
+
+
+@runtime_checkable
+class Signed(Protocol):
+    """A resource that tells what its look goes by.  One that can't be told by signs has none of this."""
+
+    def signs(self) -> Signs | None:
+        """What `look` goes by, all of it; None when that is more than signs can say."""
 
 
 def key_of(resource: Resource) -> str:

@@ -89,6 +89,24 @@ def state_of(root: str | Path, id_: str, layout: Layout | None = None) -> Contai
     )
 
 
+def running_signs(root: str, id_: str) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
+    """What says that a container runs: (pid, its state's files, control files that say whether it is frozen).
+
+    None for one that doesn't.
+    """
+    store, layout = Store(root), Layout.detect()
+    try:
+        document = store.read(id_)
+    except NotFoundError:
+        return None
+    if document.get("status") != "running" or state.status(store, document, layout) != "running":
+        return None
+    folder, group = store.folder(id_), state.cgroup_of(document, layout)
+    frozen = [f"{group.v2}/cgroup.freeze"] if group.v2 else []
+    frozen += [f"{group.v1['freezer']}/freezer.state"] if "freezer" in group.v1 else []
+    return int(document["pid"]), (f"{folder}/state.json", f"{folder}/exec.fifo"), tuple(frozen)
+
+
 class KeeperClient:
     """All containers of one lab.  Safe to make anywhere: it starts a keeper only to launch."""
 
@@ -199,6 +217,10 @@ class KeeperClient:
                     raise
         errors: dict[str, str] = answer["errors"]
         return errors
+
+    def start(self) -> None:
+        """Have a keeper, before there is anything to launch.  Raises ContainerError."""
+        self._ask({"op": "ping"}, _START_SECONDS, start=True)
 
     def close(self) -> None:
         """End the keeper, unless a container still runs; no keeper is fine.  Returns when it has ended."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from labctl.errors import Foreign, LabError
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
 from labctl.records import dataclass
 
 
@@ -61,6 +61,10 @@ class LabFolder:
             return Look(Presence.BROKEN, "the lab's SSH key is gone")
         return PRESENT
 
+    def signs(self) -> Signs:
+        """The folder, and the key."""
+        return Signs(places=(self.path,), files=(str(self.key_file),) if self.keys else ())
+
     def change(self, old: LabFolder) -> bool:
         """Keys are added to a folder that is there."""
         if old.path != self.path:
@@ -95,6 +99,10 @@ class VolumeFolder:
     def look(self) -> Look:
         """Whether it is there."""
         return PRESENT if Path(self.path).is_dir() else ABSENT
+
+    def signs(self) -> Signs:
+        """The folder."""
+        return Signs(places=(self.path,))
 
     def unmake(self) -> None:
         """Remove it with all it holds."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from labctl.errors import LabError
-from labctl.looks import PRESENT, Look, Owner
+from labctl.looks import PRESENT, Look, Owner, Signs
 from labctl.records import dataclass
 from labctl.tiers.record import NodeRecord
 
@@ -65,6 +65,10 @@ class Reach:
     def look(self) -> Look:
         """Nothing of its own to look at: whether the machine runs is the machine's affair."""
         return PRESENT
+
+    def signs(self) -> Signs:
+        """None: see look."""
+        return Signs()
 
     def change(self, old: Reach) -> bool:
         """A changed script is run; any other change means only that the node must answer."""
@@ -141,6 +145,10 @@ class Provision:
         """What it did is in the node's own files."""
         return PRESENT
 
+    def signs(self) -> Signs:
+        """None: see look."""
+        return Signs()
+
     def change(self, old: Provision) -> bool:
         """Run only the steps that are new."""
         done = set(old.steps)
@@ -206,6 +214,10 @@ class ReadyWait:
     def look(self) -> Look:
         """Nothing of its own."""
         return PRESENT
+
+    def signs(self) -> Signs:
+        """None: see look."""
+        return Signs()
 
     def change(self, old: ReadyWait) -> bool:
         """Another condition is waited for; one that only changed its words costs one probe."""
