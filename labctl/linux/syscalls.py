@@ -61,6 +61,7 @@ MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
 MNT_DETACH = 2
+PROC_SUPER_MAGIC = 0x9FA0
 
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
@@ -422,6 +423,15 @@ def bpf(command: int, attributes: bytes, about: str = "") -> int:
 def join_session_keyring() -> None:
     """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: a new keyring, so that the caller's is not inherited."""
     _raw("keyctl", "session keyring", ctypes.c_int(1), None)
+
+
+def filesystem_type(path: StrPath) -> int:
+    """The magic number of the file system that `path` is on: f_type of statfs(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statfs(_name(path), buffer) < 0:
+        raise _fail("statfs", path)
+    (kind,) = struct.unpack_from("l", buffer.raw)
+    return int(kind)
 
 
 def address(data: ctypes.Array[ctypes.c_char]) -> int:

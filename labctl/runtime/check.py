@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from labctl.linux import capabilities, namespaces
+from labctl.linux import syscalls as sc
 from labctl.runtime.errors import ContainerError, warn
 
 TYPE_CHECKING = False
@@ -168,6 +169,23 @@ _IPC_SYSCTLS = (
     "kernel.shmmax",
     "kernel.shmmni",
 )
+# What lxcfs and its like put there; everything else would hide what is masked.
+_IN_PROC = {
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/pressure/cpu",
+    "/proc/pressure/io",
+    "/proc/pressure/memory",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+}
 _RANGE = {"uid": 1 << 32, "gid": 1 << 32, "hostID": 1 << 32, "containerID": 1 << 32, "size": 1 << 32}
 
 
@@ -308,10 +326,27 @@ def grantable(sets: dict[str, Any], held: int) -> None:
 def _mount(row: dict[str, Any], where: str) -> None:
     if not row.get("destination"):
         raise ContainerError(f"{where}: a mount without a destination")
+    place = os.path.normpath("/" + row["destination"].lstrip("/"))
+    if place.startswith("/proc/") and place not in _IN_PROC:
+        raise ContainerError(f"{where}: {place} cannot be mounted because it is inside /proc")
+    if place in ("/proc", "/"):
+        _over_proc(row, place, where)
     if bool(row.get("uidMappings")) != bool(row.get("gidMappings")):
         raise ContainerError(f"{where}: uidMappings and gidMappings belong together")
     for name in ("uidMappings", "gidMappings"):
         _complete_maps(row.get(name), f"{where}.{name}")
+
+
+def _over_proc(row: dict[str, Any], place: str, where: str) -> None:
+    """Only a real procfs may be /proc: masks, read-only paths and labels all go by it (CVE-2019-16884)."""
+    if place == "/":
+        raise ContainerError(f"{where}: the root can't be mounted over")
+    options = row.get("options") or ()
+    if row.get("type") == "proc" or "remount" in options:
+        return
+    source = row.get("source") or ""
+    if not os.path.isabs(source) or sc.filesystem_type(source) != sc.PROC_SUPER_MAGIC:
+        raise ContainerError(f"{where}: only a proc file system can be mounted at /proc")
 
 
 def _complete_maps(rows: Any, where: str) -> None:

@@ -150,6 +150,8 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
     config = plan.config
     spaces = sources.namespace_paths(config)
     stdio = plan.stdio
+    # Of the host's proc, where the container's image can't put anything in the way.
+    sysctl = os.open("/proc/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if "mount" in spaces:
         root, sysfs = fds[0], fds[1] if message["sysfs"] else -1
         binds = fds[2 if message["sysfs"] else 1 :]
@@ -167,12 +169,13 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
             sc.setdomainname(config["domainname"])
     for name, value in ((config.get("linux") or {}).get("sysctl") or {}).items():
         if not (sources.is_net(name) and "network" in plan.joined):
-            sources.write_sysctl(name, value)
+            sources.write_sysctl(name, value, sysctl)
     if "network" in spaces and "network" not in plan.joined:
         _loopback_up()
         if plan.userns:
             for name, value in sources.net_sysctls(config).items():
-                sources.write_sysctl(name, value)
+                sources.write_sysctl(name, value, sysctl)
+    os.close(sysctl)
     if plan.terminal:
         stdio = _terminal(plan, channel)
     for target, fd in enumerate(stdio):

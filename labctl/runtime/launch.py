@@ -74,7 +74,8 @@ class Job:
         resources = linux.get("resources") or {}
         notes = dict(self.config.get("annotations") or {})
         path = cgroups.systemd_path(self.cgroup_path or linux.get("cgroupsPath") or f"/{self.id}")
-        extra = limits.extra_controllers(resources)
+        rules = self._device_rules(linux)
+        extra = limits.extra_controllers({**resources, "devices": rules})
         if self.all_groups:  # as runc: else it would stay in its engine's groups elsewhere
             extra += [name for name in layout.v1 if "=" not in name and name not in (*extra, *cgroups.ALWAYS)]
         self.cgroup = Cgroup(path, layout, extra)
@@ -87,14 +88,26 @@ class Job:
         self.declared = True
         self.cgroup.create()
         limits.apply(self.cgroup, resources)
-        if resources.get("devices") and not namespaces.nested():  # a nested root has no say over devices
-            devices.apply(self.cgroup, resources["devices"])
+        if rules:
+            devices.apply(self.cgroup, rules)
         self._plan = init.Plan(self.config, program, self._stdio(notes))
         self._plan.preserve = self.preserve
         self._plan.pivot, self._plan.new_keyring = self.pivot, self.new_keyring
         self._plan.cgroups = self.cgroup.by_name()
         if self.wait_for_start:
             self._make_fifo(store)
+
+    def _device_rules(self, linux: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is asked for.  Else, for who isn't kept from all devices by an own user namespace: the usual
+        ones and those of `linux.devices`.  A nested root has no say over devices."""
+        if namespaces.nested():
+            return []
+        asked = (linux.get("resources") or {}).get("devices")
+        if asked or sources.namespace_paths(self.config).get("user") is not None:
+            return list(asked or ())
+        own = [row for row in linux.get("devices") or () if row["type"] != "p"]
+        listed = [{**row, "type": row["type"].replace("u", "c"), "allow": True} for row in own]
+        return [{"allow": False, "access": "rwm"}, *listed]
 
     def _owner(self) -> tuple[int, int]:
         uids, gids = spec.id_maps(self.config)
@@ -156,7 +169,7 @@ class Job:
         middle = os.fork()
         if middle == 0:
             try:
-                user = os.open(spaces["user"], os.O_RDONLY | os.O_CLOEXEC)
+                user = os.open(spaces["user"], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 entered = _Entered(spaces, offsets)
                 entered.enter()
                 if spaces.get("mount"):
@@ -235,7 +248,7 @@ class _Entered:
         for kind, path in self.paths.items():
             own = "pid_for_children" if kind == "pid" else namespaces.FILES[kind]
             self.home[kind] = os.open(f"/proc/self/ns/{own}", os.O_RDONLY | os.O_CLOEXEC)
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would hold us for ever
             try:
                 sc.setns(fd, namespaces.FLAGS[kind], path)
             finally:

@@ -31,6 +31,7 @@ _HANDLED = (
     _signal.SIGCHLD,
 )
 _filters: dict[bytes, bytes] = {}
+_own: set[tuple[int, int]] = set()  # the interpreter that runs us: device and inode
 
 
 def filter_of(config: Config) -> bytes:
@@ -52,6 +53,7 @@ def preload(config: Config) -> None:
     from importlib import import_module
 
     process, linux = config.get("process") or {}, config.get("linux") or {}
+    _own.add(_identity("/proc/self/exe"))
     if sets := process.get("capabilities"):
         nested = any(row.get("type") == "user" for row in linux.get("namespaces") or ())
         check.grantable(sets, capabilities.known() if nested else capabilities.held())
@@ -140,6 +142,7 @@ class Finisher:
         self.env.setdefault("HOME", home or users.home_of(self.uid))
         self._enter_cwd()
         self.path = find_program(self.process["args"][0], self.env.get("PATH", ""))
+        refuse_ourselves(self.path)
 
     def _enter_cwd(self) -> None:
         cwd = self.process.get("cwd") or "/"
@@ -219,6 +222,7 @@ class Finisher:
             resource.setrlimit(_limit_number(row["type"]), value)
         if self.program and not self.loaded:
             self._load()
+        refuse_ourselves(self.path)
         execute(self.path, self.process["args"], self.env)
 
     def _schedule(self) -> None:
@@ -301,6 +305,34 @@ def find_program(name: str, path: str) -> str:
     if "/" in name:
         raise ContainerError(f'exec: "{name}": stat {name}: no such file or directory', code=NOT_FOUND)
     raise ContainerError(f'exec: "{name}": executable file not found in $PATH', code=NOT_FOUND)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    info = os.stat(path)
+    return info.st_dev, info.st_ino
+
+
+def refuse_ourselves(path: str) -> None:
+    """Don't become the host's interpreter again, by /proc/self/exe or a link or script that leads there.
+
+    It would run inside the container as a file that the container's root may open and overwrite
+    (CVE-2019-5736).  Raises ContainerError with code 126.
+    """
+    for _ in range(5):  # as deep as the kernel follows "#!"
+        try:
+            if _identity(path) in _own:
+                raise ContainerError(f'exec: "{path}" is the runtime itself', code=NOT_EXECUTABLE)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return  # not there or not to be read: execve says so, or it is no script
+        try:
+            head = os.read(fd, 256)
+        finally:
+            os.close(fd)
+        words = head[2:].partition(b"\n")[0].split()
+        if head[:2] != b"#!" or not words:
+            return
+        path = os.fsdecode(words[0])
 
 
 def execute(path: str, argv: list[str], env: dict[str, str]) -> None:

@@ -88,7 +88,7 @@ class RootBuilder:
 
     def _mount(self, mount: Config, bind: int) -> None:
         options = Options(mount.get("options") or ())
-        target = os.path.normpath("/" + mount["destination"])
+        target = os.path.normpath("/" + mount["destination"].lstrip("/"))
         kind = mount.get("type") or "none"
         if options.flags & sc.MS_REMOUNT:
             fd = mounts.open_in_root(self.root, target)
@@ -99,6 +99,7 @@ class RootBuilder:
         elif kind == "cgroup" or kind == "cgroup2":
             self._cgroup(target, options)
         elif kind == "sysfs" and self.sysfs >= 0:
+            self._ordinary(target, kind)
             mounts.set_attributes(self.sysfs, options.attr_set, options.attr_clear)
             self._attach(self.sysfs, target, folder=True)
         else:
@@ -111,6 +112,8 @@ class RootBuilder:
                 data = [word for word in data if "=" in word]
             data += options.superblock
             fd = mounts.filesystem(kind, data, options.attr_set, mount.get("source") or kind)
+            if kind in ("proc", "sysfs"):
+                self._ordinary(target, kind)
             if options.copy_up:
                 self._copy_up(fd, target)
             self._attach(fd, target, folder=True)
@@ -120,6 +123,16 @@ class RootBuilder:
             flags = sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if word & sc.MS_REC else 0)
             sc.mount_setattr(fd, "", flags, propagation=word & ~sc.MS_REC)
             os.close(fd)
+
+    def _ordinary(self, target: str, kind: str) -> None:
+        """A link in the image must not put /proc or /sys elsewhere: what is masked goes by their place."""
+        flags = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_SYMLINKS
+        try:
+            os.close(sc.openat2(self.root, target.lstrip("/"), os.O_PATH, resolve=flags))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ContainerError(f"{kind} must be mounted on an ordinary folder, not on a link") from error
 
     def _attach(self, fd: int, target: str, *, folder: bool) -> None:
         place = mounts.make_in_root(self.root, target, folder=folder)

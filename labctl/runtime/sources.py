@@ -32,7 +32,7 @@ def join_mounts(path: str) -> None:
 
     The runtime's own is refused: the container's root would become everybody's.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would hold us for ever
     try:
         if os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/mnt")):
             raise ContainerError(f"linux.namespaces: {path} is the mount namespace of the runtime itself")
@@ -159,7 +159,7 @@ def inside_network(config: Config, userns: int) -> int:
     if not settings and not wants_sysfs:
         return -1
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    target = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         sc.setns(target, sc.CLONE_NEWNET, path)
         try:
@@ -196,15 +196,21 @@ def is_net(name: str) -> bool:
     return name.replace("/", ".").startswith("net.")
 
 
-def write_sysctl(name: str, value: str) -> None:
-    """Write one sysctl.  Dots and slashes as in sysctl(8): "net.ipv4.conf.eth0/1.forwarding" is eth0.1's."""
+def write_sysctl(name: str, value: str, folder: int = -1) -> None:
+    """Write one sysctl, below /proc/sys or the descriptor of it.
+
+    Dots and slashes as in sysctl(8): "net.ipv4.conf.eth0/1.forwarding" is eth0.1's.
+    """
     slash, dot = name.find("/"), name.find(".")
     as_path = slash >= 0 and (dot < 0 or slash < dot)
     path = name if as_path else name.translate(str.maketrans("./", "/."))
     if ".." in path.split("/"):
         raise ContainerError(f"bad sysctl name {name!r}")
     try:
-        fd = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+        if folder >= 0:
+            fd = os.open(path.lstrip("/"), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+        else:
+            fd = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, str(value).encode())
         finally:
