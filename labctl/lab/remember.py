@@ -17,7 +17,7 @@ from labctl.resource.changes import Action, Change
 from labctl.resource.codec import plain
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Ledger
-from labctl.resource.protocol import Resource, Signed
+from labctl.resource.protocol import Resource, Signed, key_of
 from labctl.runtime import jsonio
 from labctl.tiers.record import NodeRecord
 
@@ -37,12 +37,13 @@ def remember(
     if watch is None or watch.doubt or not _whole(ledger, graph, records, status):
         return
     try:
-        signs = _merged(graph)
-        if signs is None:
+        told = _signs(graph)
+        if told is None:
             return
+        signs = _merged(told.values())
         facts = again.gather(signs)
         # Looked at after that: what changes in between is seen by the one or by the other.
-        looks = executor.look_all(item for item in graph if not _idle(item))
+        looks = executor.look_all(item for item in graph if told[key_of(item)] != Signs())
         if any(look.presence is not Presence.PRESENT for look in looks.values()):
             return
         read = [[path, how, found] for (path, how), found in watch.found.items()]
@@ -71,21 +72,29 @@ def _whole(ledger: Ledger, graph: Graph, records: Iterable[NodeRecord], status: 
     )
 
 
-def _idle(item: Resource) -> bool:
-    """Whether a look at it asks nothing."""
-    return isinstance(item, Signed) and item.signs() == Signs()
-
-
-def _merged(graph: Graph) -> dict[str, Any] | None:
-    """The signs of all, or None when one of them has none."""
-    merged: dict[str, Any] = {field.name: [] for field in fields(Signs)}
+def _signs(graph: Graph) -> dict[str, Signs] | None:
+    """The signs of all by key, or None when one of them has none."""
+    found: dict[str, Signs] = {}
+    groups: dict[type[Any], list[Resource]] = {}
     for item in graph:
-        signs = item.signs() if isinstance(item, Signed) else None
-        if signs is None:
-            return None
+        groups.setdefault(type(item), []).append(item)
+    for cls, group in groups.items():
+        many = getattr(cls, "signs_many", None)
+        told = many(group) if many else {i.name: i.signs() if isinstance(i, Signed) else None for i in group}
+        for item in group:
+            signs = told[item.name]
+            if signs is None:
+                return None
+            found[key_of(item)] = signs
+    return found
+
+
+def _merged(all_: Iterable[Signs]) -> dict[str, Any]:
+    merged: dict[str, Any] = {field.name: set() for field in fields(Signs)}
+    for signs in all_:
         for name, found in merged.items():
-            found += getattr(signs, name)
-    return {name: sorted(set(found)) for name, found in merged.items()}
+            found.update(getattr(signs, name))
+    return {name: sorted(found) for name, found in merged.items()}
 
 
 def _write(folder: Path, lab: str, key: str, text: str) -> None:

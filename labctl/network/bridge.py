@@ -28,6 +28,8 @@ class Bridge:
     """
 
     kind: ClassVar[str] = "bridge"
+    # Its end takes the kernel a grace period, and nothing of these minds when it goes first.
+    beside: ClassVar[frozenset[str]] = frozenset({"net", "firewall", "dns"})
 
     owner: Owner
     name: str

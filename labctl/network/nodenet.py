@@ -25,6 +25,8 @@ class NodeNet:
     """
 
     kind: ClassVar[str] = "net"
+    # Its links take the kernel a grace period; a container that is being killed needs none any more.
+    beside: ClassVar[frozenset[str]] = frozenset({"container"})
 
     owner: Owner
     name: str

@@ -21,7 +21,7 @@ from labctl.resource.changes import Action, Change, changes
 from labctl.resource.codec import decode, encode
 from labctl.resource.graph import Graph, order
 from labctl.resource.ledger import Claim, LabRow, Ledger, Row
-from labctl.resource.protocol import Resource, key_of
+from labctl.resource.protocol import Resource, beside, key_of
 from labctl.resource.registry import class_of
 
 
@@ -257,13 +257,16 @@ class _Steps:
         failures: dict[str, LabError] = {}
         items: list[Resource] = []
         users: dict[str, list[str]] = {row.key: [] for row in rows}
+        free: dict[str, frozenset[str]] = {}
         for row in rows:
             try:
                 items.append(load(row))
+                free[row.key] = beside(items[-1])
             except LabError as error:
                 failures[row.key] = error
+        for row in rows:
             for other in (*row.needs, *row.after):
-                if other in users:
+                if other in users and row.kind not in free.get(other, ()):
                     users[other].append(row.key)
 
         def work(group: Sequence[Resource]) -> Mapping[str, LabError]:

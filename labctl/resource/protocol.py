@@ -90,6 +90,12 @@ def gate_of(resource: Resource) -> str:
     return str(getattr(type(resource), "gate", ""))
 
 
+def beside(resource: Resource) -> frozenset[str]:
+    """Kinds that need it and yet needn't be gone before it: it is unmade while they still are."""
+    found: frozenset[str] = getattr(type(resource), "beside", frozenset())
+    return found
+
+
 def follows(resource: Resource) -> bool:
     """Whether it is made again whenever something it needs is (a wait for readiness, say)."""
     return bool(getattr(type(resource), "follows", False))

@@ -165,7 +165,7 @@ def delete(store: Store, ids: Iterable[str], layout: Layout, *, force: bool) -> 
         try:
             if fd >= 0:
                 pidfds.send(fd, 9)
-            if group is not None and group.exists():
+            if group is not None:
                 if group.frozen():
                     group.freeze(False)
                 group.kill()

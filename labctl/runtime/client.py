@@ -89,24 +89,6 @@ def state_of(root: str | Path, id_: str, layout: Layout | None = None) -> Contai
     )
 
 
-def running_signs(root: str, id_: str) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
-    """What says that a container runs: (pid, its state's files, control files that say whether it is frozen).
-
-    None for one that doesn't.
-    """
-    store, layout = Store(root), Layout.detect()
-    try:
-        document = store.read(id_)
-    except NotFoundError:
-        return None
-    if document.get("status") != "running" or state.status(store, document, layout) != "running":
-        return None
-    folder, group = store.folder(id_), state.cgroup_of(document, layout)
-    frozen = [f"{group.v2}/cgroup.freeze"] if group.v2 else []
-    frozen += [f"{group.v1['freezer']}/freezer.state"] if "freezer" in group.v1 else []
-    return int(document["pid"]), (f"{folder}/state.json", f"{folder}/exec.fifo"), tuple(frozen)
-
-
 class KeeperClient:
     """All containers of one lab.  Safe to make anywhere: it starts a keeper only to launch."""
 
@@ -262,6 +244,23 @@ class KeeperClient:
             with contextlib.suppress(NotFoundError):
                 found[id_] = state_of(self.root, id_, self.layout)
         return found
+
+    def signs(self, id_: str) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
+        """What says that a container runs: (pid, its state's files, the files that say whether it is frozen).
+
+        None for one that doesn't.
+        """
+        try:
+            document = self.store.read(id_)
+        except NotFoundError:
+            return None
+        if document.get("status") != "running" or state.status(self.store, document) != "running":
+            return None
+        folder, path = self.store.folder(id_), document["cgroup"]
+        frozen = [f"{self.layout.v2}{path}/cgroup.freeze"] if self.layout.v2 else []
+        if "freezer" in self.layout.v1:
+            frozen.append(f"{self.layout.v1['freezer']}{path}/freezer.state")
+        return int(document["pid"]), (f"{folder}/state.json", f"{folder}/exec.fifo"), tuple(frozen)
 
     def stop(self, ids: Iterable[str], *, signal: int | None = None, timeout: float = 10.0) -> dict[str, str]:
         """Ask to end (the configured stop signal), then SIGKILL the whole cgroup: id → error text.

@@ -54,6 +54,7 @@ class Job:
         self.pidfd = -1
         self.console = -1
         self.declared = False
+        self._middle = 0
         self._plan: init.Plan | None = None
         self._open: list[int] = []
 
@@ -151,7 +152,7 @@ class Job:
                 flags |= namespaces.FLAGS[kind]
         try:
             if spaces.get("user"):
-                self._spawn_by_middle(spaces, flags, child, offsets)
+                self._begin_middle(spaces, flags, child, offsets)
             else:
                 with _Entered(spaces, offsets):
                     self.pid, self.pidfd = sc.clone(flags)
@@ -159,15 +160,20 @@ class Job:
                         init.run(self.plan, child)
         finally:
             child.close()
+
+    def spawned(self) -> None:
+        """Learn which process it is: those that come by way of another are made meanwhile, all at once."""
+        if self._middle:
+            self._end_middle()
         self.document["start_ticks"] = proc.start_ticks(self.pid)
         self.document["start_stack"] = proc.start_stack(self.pid)
 
-    def _spawn_by_middle(
+    def _begin_middle(
         self, spaces: dict[str, str], flags: int, child: Channel, offsets: dict[str, Any]
     ) -> None:
         """A user namespace by path: a process in between enters it, and the container is our child still."""
-        middle = os.fork()
-        if middle == 0:
+        self._middle = os.fork()
+        if self._middle == 0:
             try:
                 user = os.open(spaces["user"], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 entered = _Entered(spaces, offsets)
@@ -183,9 +189,14 @@ class Job:
                 child.send({"error": str(error)})
             finally:
                 os._exit(0)
+
+    def _end_middle(self) -> None:
         assert self.channel is not None
-        message, _ = self.channel.receive(30.0)
-        os.waitpid(middle, 0)
+        try:
+            message, _ = self.channel.receive(30.0)
+        finally:
+            middle, self._middle = self._middle, 0
+            os.waitpid(middle, 0)
         if message is None or "pid" not in message:
             raise ContainerError((message or {}).get("error") or "the process in between died")
         self.pid = message["pid"]
@@ -292,6 +303,7 @@ def launch(store: Store, jobs: list[Job], layout: Layout, *, timeout: float = 60
 
     each(lambda job: job.declare(store, layout))
     each(lambda job: job.spawn(alive))
+    each(lambda job: job.spawned())
     each(_attach)
     each(lambda job: job.name_it(store))
     each(lambda job: _parent_hooks(job, "prestart", "createRuntime"))

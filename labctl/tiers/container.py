@@ -19,7 +19,7 @@ from labctl.runtime.client import KeeperClient, Launch
 from labctl.runtime.errors import ContainerError
 from labctl.tiers.common import life, record_of, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
-from labctl.tiers.folders import remove_tree
+from labctl.tiers.folders import remove_trees
 from labctl.tiers.seed import Seed, extract, seed_of
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class ContainerNode:
     def _write(self) -> None:
         base = self.folder
         try:
-            for part in ("", "/etc", "/log", "/upper", "/work", "/seed"):
+            for part in ("", "/etc", "/log", "/upper", "/work", *(("/seed",) if self.seed else ())):
                 os.makedirs(base + part, exist_ok=True)  # noqa: PTH103 - a third of Path's time
             for path, text in self.files.items():
                 _put(f"{base}/etc/{path.rpartition('/')[2]}", text)
@@ -294,13 +294,17 @@ class ContainerNode:
 
     def signs(self) -> Signs | None:
         """Its state on disk, its first process, and whether its control group is frozen."""
-        from labctl.runtime.client import running_signs
+        return self.signs_many([self])[self.name]
 
-        found = running_signs(self.run_root, self.name)
-        if found is None:
-            return None
-        pid, files, frozen = found
-        return Signs(processes=(pid,), files=files, values=frozen)
+    @classmethod
+    def signs_many(cls, items: Sequence[Self]) -> dict[str, Signs | None]:
+        """The signs of many, by name."""
+        clients = {root: KeeperClient(Path(root)) for root in {item.run_root for item in items}}
+        told: dict[str, Signs | None] = {}
+        for item in items:
+            found = clients[item.run_root].signs(item.name)
+            told[item.name] = found and Signs(processes=(found[0],), files=found[1], values=found[2])
+        return told
 
     def change(self, old: ContainerNode) -> bool:
         """Limits change while it runs; anything else means another container."""
@@ -337,12 +341,9 @@ class ContainerNode:
             for name, text in client.delete(list(group)).items():
                 if text:
                     failures[name] = LabError(f"container {name}: {text}")
-            for name, item in group.items():
-                if name not in failures:
-                    try:
-                        remove_tree(Path(item.folder))
-                    except LabError as error:
-                        failures[name] = error
+            folders = {Path(item.folder): name for name, item in group.items() if name not in failures}
+            for folder, error in remove_trees(list(folders)).items():
+                failures[folders[folder]] = error
         return failures
 
 
