@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from labctl.cli import light as typer
 from labctl.cli import screen
-from labctl.cli.image_words import Arch, Ca, Insecure, Ref, app, complete_image, store_of
+from labctl.cli.image_words import Arch, Ca, Insecure, Ref, app, complete_what, store_of
 from labctl.cli.session import Session, verb
 from labctl.errors import UsageError
 
@@ -181,36 +181,54 @@ def _load(store: Any, file: str, name: str, arch: str, emit: Any) -> list[Any]:
 @verb()
 def export(
     session: Session,
-    ref: Annotated[
+    what: Annotated[
         str,
-        typer.Argument(metavar="IMAGE", help="A name, or a digest.", autocompletion=complete_image),
+        typer.Argument(
+            metavar="IMAGE|LAB/NODE",
+            help="An image, or a stopped node of a lab.",
+            autocompletion=complete_what,
+        ),
     ],
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to write it; - is stdout.")],
     kind: Annotated[
         str,
-        typer.Option("--format", metavar="FORMAT", help="oci-archive, docker-archive or rootfs."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="oci-archive, docker-archive, rootfs; raw, qcow2, vmdk, ova, vdi, vhdx, vhd.",
+        ),
     ] = "",
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Of a disk: 8GiB.")] = "",
+    key: Annotated[
+        list[str],
+        typer.Option("--ssh-key", metavar="FILE", help="A public key that opens the disk's machine."),
+    ] = [],  # noqa: B006
+    hostname: Annotated[str, typer.Option("--hostname", metavar="NAME", help="Of the disk's machine.")] = "",
     arch: Arch = "",
 ) -> None:
-    """Write an image to a file, for other tools.
+    """Write an image or a node to a file, for other tools and other hypervisors.
 
-    Without --format the file's name decides: .tar is an oci-archive.
+    Without --format the file's name decides: .tar is an oci-archive, .vmdk a disk for VMware. A disk boots
+    on its own by a PC's BIOS, with Debian's kernel, and asks for addresses by DHCP.
 
     \b
     Examples:
       labctl image export base base.tar
       labctl image export base - --format docker-archive | docker load
+      labctl image export class/web:1 web.ova --ssh-key ~/.ssh/id_ed25519.pub
+      labctl image export spectrum/emu emu.vmdk
     """
-    from labctl.image.archive import save
+    from labctl.cli.image_export import Wanted, export_to
 
-    store = store_of(session)
     if file == "-" and sys.stdout.isatty():
         raise UsageError("an image is no text for a terminal", hint="name a file, or pipe it")
-    with session.drawing():
+    with session.drawing() as emit:
         path = Path("/dev/stdout") if file == "-" else Path(file).expanduser()
-        save(store, ref, path, kind or "oci-archive", arch=arch)
+        export_to(
+            session, store_of(session), what, path, Wanted(kind, size, tuple(key), hostname, arch), emit
+        )
     if session.json and file != "-":
-        screen.document({"image": ref, "file": str(path), "bytes": path.stat().st_size})
+        screen.document({"image": what, "file": str(path), "bytes": path.stat().st_size})
 
 
 def _told(session: Session, images: list[Any]) -> None:

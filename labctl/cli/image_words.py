@@ -34,6 +34,13 @@ def complete_image(incomplete: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name and name.startswith(incomplete)]
 
 
+def complete_what(incomplete: str) -> list[str]:
+    """Images, and nodes of labs."""
+    from labctl.cli.names import complete_node
+
+    return [*complete_image(incomplete), *complete_node(incomplete)]
+
+
 def complete_recipe(incomplete: str) -> list[str]:
     """Recipes that come with labctl, and folders here with something to build."""
     from pathlib import Path

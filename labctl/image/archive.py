@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from labctl.errors import LabError, UsageError
 from labctl.events import Emit, Note, silent
-from labctl.image import refs
+from labctl.image import diskfile, refs
 from labctl.image.blobs import MAX_DOCUMENT, parse_json
 from labctl.image.index import LAYOUT
 from labctl.image.model import (
@@ -72,6 +72,8 @@ def _load(store: Store, path: Path, emit: Emit, ref: str, arch: str) -> list[Ima
         with store.adding():
             if path.is_dir():
                 return _folder(store, path, ref, arch)
+            if kind := diskfile.kind_of(path):
+                return [_disk(store, path, kind, ref, arch)]
             with _seekable(store, path) as file:
                 return _tar(store, file, path, ref, arch)
     except FileNotFoundError:
@@ -183,6 +185,23 @@ def _folder(store: Store, path: Path, ref: str, arch: str) -> list[Image]:
             pack(path, out, Packing(overlay=False))
         with fresh.open("rb") as file:
             return [_rootfs(store, chunks_of(file), ref, path, arch)]
+
+
+def _disk(store: Store, path: Path, kind: str, ref: str, arch: str) -> Image:
+    """The files of a disk's largest Linux file system as an image of one layer."""
+    if not ref:
+        raise UsageError(f"{path} has no name in it", hint="say under which name it goes into the store")
+    with (
+        diskfile.as_raw(store.scratch, path, kind) as raw,
+        store.scratch.folder("files") as work,
+        store.scratch.file("rootfs") as (fresh, _),
+    ):
+        (work / "tree").mkdir()
+        diskfile.extract(raw, work / "tree", work)
+        with fresh.open("wb") as out:
+            pack(work / "tree", out, Packing(overlay=False))
+        with fresh.open("rb") as file:
+            return _rootfs(store, chunks_of(file), ref, path, arch)
 
 
 def _rootfs(store: Store, chunks: Iterator[bytes], ref: str, path: Path, arch: str) -> Image:

@@ -62,7 +62,7 @@ class BootConfig:
     the path of a tar archive on the host, laid over / with owners and modes, once.  `hosts` maps further
     names to addresses.  With `hosts_containers` each card eth<i> goes into a bridge lab<i>, which then has
     its addresses.  With `init` the image's own /sbin/init is PID 1 and starts what it likes; `command` is
-    then not run.
+    then not run.  With `dhcp` every card asks for an address.
     """
 
     hostname: str
@@ -86,6 +86,7 @@ class BootConfig:
     files: str = ""
     hosts_containers: bool = False
     init: bool = False
+    dhcp: bool = False
 
 
 def config_disk(path: Path, config: BootConfig) -> None:
@@ -165,6 +166,7 @@ def node_text(config: BootConfig, digest: str = "", at: int = 0) -> str:
         "lab_time": str(int(time.time())),
         "lab_containers": str(int(config.hosts_containers)),
         "lab_init": str(int(config.init)),
+        "lab_dhcp": str(int(config.dhcp)),
         "lab_service": str(int(bool(config.command) and not config.init)),
         "lab_stop_signal": signal_name(config.stop_signal),
         "lab_stop_seconds": str(max(1, round(config.stop_seconds))),

@@ -25,7 +25,7 @@ __all__ = ["command_line", "cpio", "host_tsc_khz", "initramfs", "module_names"]
 
 _FORMAT = 2
 
-_SCRIPTS = ("common", "network", "main", "exec", "login", "power", "fstab.early", "fstab.root")
+_SCRIPTS = ("common", "network", "dhcp", "main", "exec", "login", "power", "fstab.early", "fstab.root")
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,16 @@ def _record(number: int, node: Node) -> Iterator[bytes]:
     yield node.content + bytes(-len(node.content) % 4)
 
 
-def initramfs(cache: Path, kernel: Kernel, emit: Emit = silent) -> Path:
+def initramfs(cache: Path, kernel: Kernel, emit: Emit = silent, *, portable: bool = False) -> Path:
     """The initramfs for a kernel, made when it isn't in the cache yet; named by the digest of what goes in.
 
-    Raises HostCannot when programs have to be downloaded and can't be.
+    A `portable` one has the drivers of other hypervisors as well.  Raises HostCannot when programs have to be
+    downloaded and can't be.
     """
     found = programs(cache, kernel.debian, emit)
     key = hashlib.sha256(f"{_FORMAT} {kernel.arch} {kernel.vmlinuz.parent.name} {found.digest}\0".encode())
-    for path in [data("images", "kernels", "modules.txt"), *sorted(data("templates", "init").iterdir())]:
+    lists = _module_lists(portable)
+    for path in [*lists, *sorted(data("templates", "init").iterdir())]:
         if path.is_file():
             key.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     final = cache / "boot" / "initramfs" / kernel.arch / f"{key.hexdigest()[:32]}.cpio"
@@ -72,7 +74,9 @@ def initramfs(cache: Path, kernel: Kernel, emit: Emit = silent) -> Path:
     with locked(final.parent / ".lock"):
         if not final.exists():
             sweep(final)
-            nodes = _with_folders([*_little_root(kernel.arch), *_programs(found.folder), *_modules(kernel)])
+            nodes = _with_folders(
+                [*_little_root(kernel.arch), *_programs(found.folder), *_modules(kernel, portable)]
+            )
             with fresh_file(final) as path, path.open("wb") as file:
                 file.writelines(cpio(nodes))
     return final
@@ -128,7 +132,7 @@ def _little_root(arch: str) -> list[Node]:
     if own := reseed_program(arch):
         nodes.append(_file("labctl/bin/reseed", own, 0o755))
     for name in _SCRIPTS:
-        mode = 0o755 if name == "power" else 0o644
+        mode = 0o755 if name in ("power", "dhcp") else 0o644
         nodes.append(_file(f"labctl/boot/{name}", (templates / name).read_bytes(), mode))
     return nodes
 
@@ -142,9 +146,9 @@ def _programs(folder: Path) -> Iterator[Node]:
             yield _file(target, path.read_bytes(), 0o755)
 
 
-def _modules(kernel: Kernel) -> Iterator[Node]:
+def _modules(kernel: Kernel, portable: bool) -> Iterator[Node]:
     tree = kernel.tree()
-    wanted: list[Module] = tree.closure(module_names())
+    wanted: list[Module] = tree.closure(module_names(portable))
     base = f"labctl/lib/modules/{kernel.version}"
     paths = {module.name: f"{module.name}.ko" for module in wanted}
     for module in wanted:
@@ -154,9 +158,14 @@ def _modules(kernel: Kernel) -> Iterator[Node]:
     yield _file(f"{base}/modules.symbols", b"")
 
 
-def module_names() -> list[str]:
-    """The modules named in images/kernels/modules.txt."""
-    lines = data("images", "kernels", "modules.txt").read_text().splitlines()
+def _module_lists(portable: bool) -> list[Path]:
+    names = ["modules.txt", *(["modules-portable.txt"] if portable else [])]
+    return [data("images", "kernels", name) for name in names]
+
+
+def module_names(portable: bool = False) -> list[str]:
+    """The modules named in images/kernels/modules.txt; with `portable`, those of modules-portable.txt too."""
+    lines = [line for path in _module_lists(portable) for line in path.read_text().splitlines()]
     words = [word for line in lines for word in line.partition("#")[0].split()]
     return [word for word in words if not word.startswith("[")]
 
