@@ -318,6 +318,14 @@ def _kernel() -> str:
     return f"{problem} (apt-get update?)"
 
 
+@probe("xen")
+def _xen() -> str:
+    """Whether a Xen host can be built: its packages can be had from Debian."""
+    packages = ("xen-system-amd64", "libvirt-daemon-driver-xen")
+    problem = _run(["apt-get", "--print-uris", "download", *packages], 30)
+    return f"{problem} (apt-get update?)" if problem else ""
+
+
 @probe("docker-registry")
 def _registry() -> str:
     with tempfile.TemporaryDirectory(prefix="labctl-probe-") as folder:

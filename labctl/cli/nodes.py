@@ -224,14 +224,10 @@ def console(session: Session, node: Node) -> None:
     Examples:
       labctl console emu
     """
-    from labctl.guest.machine import HasConsole
-
-    address, machine = _find(session, node)
-    if not isinstance(machine, HasConsole):
-        raise UsageError(f"{address} has no console", hint=f"labctl ssh {address}")
+    address = names.Names.read(session.home).node(node)
     if sys.stdin.isatty():
         session.say(f"console of {address}; leave with Ctrl-]")
-    machine.console(0, 1)
+    api.console(address.lab, address.node, options(session), 0, 1)
 
 
 def split_place(text: str, known: names.Names) -> tuple[names.Address | None, str]:

@@ -35,7 +35,7 @@ def attach(domain: Domain, fd_in: int, fd_out: int, *, escape: bytes = ESCAPE, f
     """
     line = _open(domain, force)
     try:
-        with _raw(fd_in):
+        with raw(fd_in):
             return _relay(line, fd_in, fd_out, escape)
     finally:
         os.close(line)
@@ -115,7 +115,7 @@ def _copy_out(line: int, fd_out: int) -> bool:
 
 
 @contextlib.contextmanager
-def _raw(fd: int) -> Iterator[None]:
+def raw(fd: int) -> Iterator[None]:
     """Raw mode (termios(3)) for a terminal, its old settings afterwards; nothing for other files."""
     if not os.isatty(fd):
         yield

@@ -192,7 +192,7 @@ class Domain:
         state, reason = (int(value) for value in found.state()[:2])
         return _look_of(state, reason)
 
-    def unmake(self) -> None:
+    def unmake(self) -> list[str] | None:
         """Destroy and undefine it; returns when QEMU has ended.  Absent or not ours: nothing to do.
 
         Raises TimedOut, LabError; bounded by DESTROY_SECONDS and processes.END_SECONDS.
@@ -201,6 +201,7 @@ class Domain:
             with contextlib.suppress(Missing, Foreign):
                 self.with_domain(remove, seconds=DESTROY_SECONDS)
         processes.end(self.uuid)
+        return None
 
     @classmethod
     def look_many(cls, items: Sequence[Self]) -> dict[str, Look]:

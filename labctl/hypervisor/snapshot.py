@@ -126,6 +126,9 @@ def shape(domain: Domain, xml: str) -> str:
     words = [ElementTree.tostring(root, encoding="unicode")]
     emulator = root.findtext("devices/emulator") or ""
     words += [_file(path) for path in (emulator, domain.kernel, domain.initrd)]
+    if domain.hypervisor:
+        # What libvirt has no words for stands in the command line that was left out above.
+        words += [_file(domain.hypervisor), domain.hypervisor_args, domain.cmdline]
     words.append(str(domain.ask(lambda conn: (conn.getLibVersion(), conn.getVersion()))))
     words.append(platform.node() if not Path("/etc/machine-id").exists() else _text("/etc/machine-id"))
     if domain.type == "kvm":

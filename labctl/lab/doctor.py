@@ -43,9 +43,9 @@ def doctor(options: Options, emit: Emit = silent, *, fresh: bool = False) -> lis
         return probe_hardware(home, fresh=fresh, emit=emit)
 
     def para() -> Finding:
-        from labctl.hypervisor.probe import probe_para
+        from labctl.lab.hosts import doctor_para
 
-        return probe_para(home)
+        return doctor_para(home)
 
     def container() -> Finding:
         from labctl.lab.containers import trial

@@ -33,8 +33,22 @@ def probe(home: Home, name: str) -> Capability:
     layers = [Path(layer) for layer in store.rootfs(image)] if image else []
     missing = "" if layers else _missing_packages(home, found.packages)
     if missing:
-        return Capability(name, False, missing, "labctl image build " + name + " says more")
+        remedy = "see that apt can reach Debian's archive (apt-get update), or use --fallback emulation"
+        return Capability(name, False, missing, remedy)
     return Capability(name, True, detail=_words(home, name, layers))
+
+
+def doctor_para(home: Home) -> Capability:
+    """What para would run on here: the Xen of this host, one that labctl builds, or why neither."""
+    from labctl.hypervisor.probe import probe_para
+
+    native = probe_para(home)
+    built = probe(home, "xen-host")
+    if built.ok:
+        return Capability("para", True, detail=f"{built.detail}, on a Xen host that labctl adds to the lab")
+    return Capability(
+        "para", False, f"{native.reason}, and no Xen host can be built: {built.reason}", built.remedy
+    )
 
 
 def _missing_packages(home: Home, packages: tuple[str, ...]) -> str:

@@ -86,7 +86,7 @@ def _start(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit) -> None:
     if main.look().there:
         return
     emit(NodePhase(row.id, record.name, "starting"))
-    for kind in ("net", "vmdisk"):  # a reboot of the host may have taken what the machine stands on
+    for kind in ("net", "vmdisk", "plugs"):  # a reboot of the host may have taken what the machine stands on
         if below := rows.get(f"{kind}:{record.name}"):
             executor.load(below).make()
     for text in main.make() or ():

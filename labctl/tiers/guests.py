@@ -7,7 +7,6 @@ machine's pinned one.  See labctl.tiers.hosts.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -16,13 +15,13 @@ from typing import ClassVar, Self
 from urllib.parse import quote
 
 from labctl.data import data
-from labctl.errors import HostCannot, LabError, UsageError
+from labctl.errors import HostCannot, LabError, TimedOut, UsageError
 from labctl.guest.ssh import banner_up
 from labctl.hypervisor import connection
-from labctl.hypervisor.connection import Libvirt, Missing
+from labctl.hypervisor.connection import Libvirt, Lost, Missing
 from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL
-from labctl.looks import ABSENT, Look
+from labctl.looks import Look, Presence
 from labctl.records import dataclass
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, waits_for
@@ -155,7 +154,15 @@ class Guest(Domain):
             known.write_text(f"{name} {key}\n")
         except OSError as error:
             raise LabError(f"{error.filename}: {error.strerror}", hint="run as root") from error
-        return connection.reach(self.uri, None, sure=False)
+        try:
+            return connection.reach(self.uri, None, sure=False)
+        except HostCannot as error:
+            # libvirt's own words for a failure over SSH are "the cause is unknown".
+            raise HostCannot(
+                f"the libvirt of {self.host_domain.name}, which {self.name} runs in, does not answer at "
+                f"{place.address}",
+                hint=f"labctl logs {self.host_domain.name}; labctl restart {self.host_domain.name}",
+            ) from error
 
     def make(self) -> list[str]:
         """Bring its files to where the host machine's tools find them, define and start it."""
@@ -182,21 +189,32 @@ class Guest(Domain):
             raise LabError(f"{self.name}: its files did not come into {self.host_domain.name}: {said[0]}")
 
     def look(self) -> Look:
-        """As for any domain; absent when the host machine doesn't answer, which ends all in it."""
+        """As for any domain; absent when the host machine or its libvirt does not answer, as in a boot."""
         if not self._answers():
-            return ABSENT
-        return super().look()
+            return Look(Presence.ABSENT, f"{self.host_domain.name}, which it runs in, does not answer")
+        try:
+            return super().look()
+        except (HostCannot, TimedOut, Lost) as error:
+            return Look(Presence.ABSENT, str(error))
 
     @classmethod
     def look_many(cls, items: Sequence[Self]) -> dict[str, Look]:
         """The looks of many, by name."""
         return {item.name: item.look() for item in items}
 
-    def unmake(self) -> None:
-        """Destroy and undefine it.  A host machine that is gone took it along."""
-        if self._answers():
-            with contextlib.suppress(Missing):
-                super().unmake()
+    def unmake(self) -> list[str]:
+        """Destroy and undefine it.  A host machine that is gone took it along; one whose libvirt doesn't
+        answer can't be told, and takes it along when it goes: a sentence says so."""
+        if not self._answers():
+            return []
+        try:
+            super().unmake()
+        except Missing:
+            return []
+        except (HostCannot, TimedOut, Lost) as error:
+            host = self.host_domain.name
+            return [f"{self.name} could not be ended by itself and ends with {host}: {error}"]
+        return []
 
     def _answers(self) -> bool:
         place = self.host

@@ -31,8 +31,8 @@ DEFAULT_GUEST = 256 << 20
 _MIB = 1 << 20
 _STEP = 512 * _MIB  # a host grows in such steps, so that one more guest seldom means another host
 _DISK = 2 << 30
-# Its libvirt listens: guests can be made.
-_READY = Ready(command=("test", "-S", "/run/libvirt/libvirt-sock"), timeout=180.0, interval=0.2)
+# What the service of a host's image says when its libvirt listens: guests can be made.
+_READY = Ready(command=("test", "-e", "/run/labctl/host-ready"), timeout=180.0, interval=0.2)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def domain_of(facts: NodeFacts) -> Domain:
     bus, nic = ("ide", "e1000") if emulated else ("virtio", "virtio")
     cpus = record.cpus
     # The image's own init may take the SMBIOS identity for its own, which a snapshot would give to others.
-    parks = facts.image.arch == "x86_64" and not node.init and node.hypervisor is None
+    parks = facts.image.arch == "x86_64" and not node.init
     cmdline = kernel.xen_cmdline if xen else kernel.cmdline
     return Domain(
         owner=lab.owner,
