@@ -281,11 +281,11 @@ def applets(program: Path) -> list[str]:
     It holds them one after the other, each ended by a zero, in order: "[", "[[", "acpid"….
     """
     content = program.read_bytes()
-    start = content.find(b"\0[\0[[\0")
-    end = content.find(b"\0\0", start + 1)
+    start = content.find(b"[\0[[\0")  # in Debian 13's, no zero is before the first one
+    end = content.find(b"\0\0", start)
     if start < 0 or end < 0:
         raise LabError(f"{program} is no busybox with a list of its names")
-    return [name.decode() for name in content[start + 1 : end].split(b"\0")]
+    return [name.decode() for name in content[start:end].split(b"\0")]
 
 
 def remove_inside(tree: Path, path: Path) -> None:
