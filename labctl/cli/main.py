@@ -23,7 +23,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "exec": ("nodes", "Run a command in a node, as if it were here."),
         "run": ("nodes", "Run a command in many nodes."),
         "ssh": ("nodes", "Open a login shell in a node."),
-        "console": ("nodes", "Attach to a VM's serial console (leave with Ctrl-])."),
+        "console": ("nodes", "Attach to a machine's console (leave with Ctrl-])."),
         "cp": ("nodes", "Copy files into a node or out of it."),
         "logs": ("nodes", "Show what a node's command printed."),
         "start": ("power", "Start stopped nodes."),

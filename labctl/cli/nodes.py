@@ -217,8 +217,14 @@ def ssh(
 
 @app.command()
 @verb(data=False)
-def console(session: Session, node: Node) -> None:
-    """Attach to a VM's serial console (leave with Ctrl-]).
+def console(
+    session: Session,
+    node: Node,
+    force: Annotated[bool, typer.Option("--force", help="Join beside someone who is there.")] = False,
+) -> None:
+    """Attach to a machine's console (leave with Ctrl-]).
+
+    Enter brings a shell there.
 
     \b
     Examples:
@@ -227,7 +233,7 @@ def console(session: Session, node: Node) -> None:
     address = names.Names.read(session.home).node(node)
     if sys.stdin.isatty():
         session.say(f"console of {address}; leave with Ctrl-]")
-    api.console(address.lab, address.node, options(session), 0, 1)
+    api.console(address.lab, address.node, options(session), 0, 1, force=force)
 
 
 def split_place(text: str, known: names.Names) -> tuple[names.Address | None, str]:

@@ -33,7 +33,14 @@ def attach(domain: Domain, fd_in: int, fd_out: int, *, escape: bytes = ESCAPE, f
     Raises Busy when someone else is attached (`force` joins beside them), LabError when the machine is off,
     Missing or Foreign as Domain.with_domain does, HostCannot when it runs on another host.
     """
-    line = _open(domain, force)
+    return join(_terminal(domain), domain.name, fd_in, fd_out, escape=escape, force=force)
+
+
+def join(
+    path: str, name: str, fd_in: int, fd_out: int, *, escape: bytes = ESCAPE, force: bool = False
+) -> str:
+    """The same for the pseudo-terminal `path`, which is the console of the machine `name`."""
+    line = _open(path, name, force)
     try:
         with raw(fd_in):
             return _relay(line, fd_in, fd_out, escape)
@@ -41,7 +48,7 @@ def attach(domain: Domain, fd_in: int, fd_out: int, *, escape: bytes = ESCAPE, f
         os.close(line)
 
 
-def _open(domain: Domain, force: bool) -> int:
+def _terminal(domain: Domain) -> str:
     text = domain.with_domain(lambda found: found.XMLDesc() if found.isActive() else "")
     if not text:
         raise LabError(f"{domain.name} is not running", hint="labctl start")
@@ -52,17 +59,21 @@ def _open(domain: Domain, force: bool) -> int:
             f"the console of {domain.name} is on another host",
             hint=f"virsh -c {domain.uri} console {domain.domain}",
         )
+    return path
+
+
+def _open(path: str, name: str, force: bool) -> int:
     try:
         line = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise LabError(f"console of {domain.name}: {path}: {error.strerror}", hint="run as root") from error
+        raise LabError(f"console of {name}: {path}: {error.strerror}", hint="run as root") from error
     try:
         fcntl.flock(line, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         if not force:
             os.close(line)
             raise Busy(
-                f"someone else is at the console of {domain.name}", hint="use --force to join beside them"
+                f"someone else is at the console of {name}", hint="use --force to join beside them"
             ) from error
     return line
 

@@ -52,9 +52,12 @@ def find_marked(instance: str, link: Libvirt | None) -> list[Found]:
         parsed = parse_mark(mark)
         if parsed is None or parsed[0].instance != instance or mark in known:
             continue
-        owner, _, name = parsed
-        detail = f"QEMU process {pid} that its libvirtd no longer knows"
-        found.append(Found("qemu", name, owner.lab, detail, mark=mark, pid=pid))
+        owner, kind, name = parsed
+        if kind == "uml":
+            detail = f"User Mode Linux, process {pid}"
+        else:
+            kind, detail = "qemu", f"QEMU process {pid} that its libvirtd no longer knows"
+        found.append(Found(kind, name, owner.lab, detail, mark=mark, pid=pid))
     return found
 
 

@@ -67,6 +67,28 @@ class Usage:
     threads: int = 0
 
 
+def pss(pid: int) -> int:
+    """Proportional set size of a process in bytes (proc(5), smaps_rollup); 0 when it can't be read."""
+    for line in _read(pid, "smaps_rollup").splitlines():
+        if line.startswith(b"Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and everything below it."""
+    parents: dict[int, list[int]] = {}
+    for other in _pids():
+        stat = _read(other, "stat").decode(errors="replace")
+        if stat:
+            parents.setdefault(int(stat[stat.rindex(")") + 2 :].split()[1]), []).append(other)
+    found, waiting = [], [pid]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += parents.get(found[-1], [])
+    return found
+
+
 def usage(uuid: str) -> Usage:
     """Usage of the domain's QEMU, from /proc/PID/{stat,statm,smaps_rollup} (proc(5))."""
     pid = pid_of(uuid)
@@ -74,9 +96,5 @@ def usage(uuid: str) -> Usage:
     if not pid or not stat or len(statm) < 2:
         return Usage()
     fields = stat[stat.rindex(")") + 2 :].split()
-    pss = 0
-    for line in _read(pid, "smaps_rollup").splitlines():
-        if line.startswith(b"Pss:"):
-            pss = int(line.split()[1]) * 1024
     cpu = (int(fields[11]) + int(fields[12])) * _TICK_NS
-    return Usage(pid, int(statm[1]) * _PAGE, pss, cpu, int(fields[17]))
+    return Usage(pid, int(statm[1]) * _PAGE, pss(pid), cpu, int(fields[17]))

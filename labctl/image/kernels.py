@@ -157,8 +157,9 @@ def _fetch(cache: Path, base: Path, wanted: KernelEntry, emit: Emit) -> Kernel:
 
 def _lay_out(unpacked: Path, work: Path, package: str) -> None:
     """Move what a machine needs from an unpacked kernel package into `work`."""
-    images = sorted(unpacked.glob("boot/vmlinu[xz]-*"))
-    trees = sorted(unpacked.glob("lib/modules/*")) or sorted(unpacked.glob("usr/lib/modules/*"))
+    images = sorted(unpacked.glob("boot/vmlinu[xz]-*")) or sorted(unpacked.glob("usr/bin/linux.uml"))
+    places = ("lib/modules/*", "usr/lib/modules/*", "usr/lib/uml/modules/*")
+    trees = next((found for place in places if (found := sorted(unpacked.glob(place)))), [])
     if not images or not trees:
         raise LabError(f"{package} holds no kernel or no modules", hint="choose another kernel")
     version = trees[0].name
@@ -166,6 +167,8 @@ def _lay_out(unpacked: Path, work: Path, package: str) -> None:
     if blob[:2] == b"\x1f\x8b":
         blob = gzip.decompress(blob)
     (work / "vmlinuz").write_bytes(blob)
+    if images[0].name == "linux.uml":
+        (work / "vmlinuz").chmod(0o755)  # User Mode Linux is a kernel and a program
     if blob[0x202:0x206] == b"HdrS":
         (work / "vmlinux").write_bytes(extract_vmlinux(blob))
     (work / "modules").mkdir()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from labctl.errors import LabError, UsageError
 from labctl.events import Emit, silent
 from labctl.lab.model import LabStatus, Leftover, Options, PlanResult, UpResult
 
@@ -81,24 +80,11 @@ def machine(lab: str, node: str, options: Options) -> Machine:
     return machines.machine(record)
 
 
-def console(lab: str, node: str, options: Options, fd_in: int, fd_out: int) -> None:
-    """Join two descriptors to a machine's console.  Raises UsageError for a container, which has none."""
-    from labctl.hypervisor.domain import Domain
-    from labctl.lab import looking
-    from labctl.resource import executor
-    from labctl.tiers import consoles
+def console(lab: str, node: str, options: Options, fd_in: int, fd_out: int, *, force: bool = False) -> None:
+    """See power.console."""
+    from labctl.lab import power
 
-    with looking.opened(options) as ledger:
-        row, record = looking.record_named(ledger, lab, node)
-        rows = {r.key: r for r in ledger.resources(row.id)}
-    if record.skipped:
-        raise UsageError(f"{node} was skipped: {record.skipped}", hint=record.remedy)
-    if record.tier == "container":
-        raise UsageError(f"{lab}/{node} has no console", hint=f"labctl ssh {lab}/{node}")
-    machine = executor.load(rows[record.main_key]) if record.main_key in rows else None
-    if not isinstance(machine, Domain):
-        raise LabError(f"{node} has not been made", hint="labctl up")
-    consoles.attach(machine, fd_in, fd_out)
+    power.console(lab, node, options, fd_in, fd_out, force=force)
 
 
 def start(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:

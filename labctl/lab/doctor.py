@@ -47,6 +47,11 @@ def doctor(options: Options, emit: Emit = silent, *, fresh: bool = False) -> lis
 
         return doctor_para(home)
 
+    def uml() -> Finding:
+        from labctl.hypervisor.probe_uml import probe_uml
+
+        return probe_uml(home, fresh=fresh, emit=emit)
+
     def container() -> Finding:
         from labctl.lab.containers import trial
 
@@ -59,6 +64,7 @@ def doctor(options: Options, emit: Emit = silent, *, fresh: bool = False) -> lis
         (f"emulation of {other}", emulation(other)),
         ("hardware", hardware),
         ("para", para),
+        ("para by User Mode Linux", uml),
         ("rights", _rights),
         ("programs", _programs),
         ("firewall", _firewall),

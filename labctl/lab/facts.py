@@ -14,7 +14,8 @@ from labctl.home import Home
 from labctl.image.model import ImageConfig, host_arch
 from labctl.lab.model import Options
 from labctl.profile.models import Node, Profile
-from labctl.profile.types import Devices, Hypervisor, Tier
+from labctl.profile.types import Devices, Engine, Hypervisor, Tier
+from labctl.tiers import is_uml
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
 from labctl.tiers.hosts import crowded, with_hosts
 from labctl.tiers.select import Ability, Probe, choose
@@ -46,6 +47,10 @@ def probe(home: Home) -> Probe:
             answer = hypervisor.probe_emulation(home, arch)
         elif tier == "hardware":
             answer = hypervisor.probe_hardware(home)
+        elif tier == "uml":
+            from labctl.hypervisor.probe_uml import probe_uml
+
+            answer = probe_uml(home)
         elif tier == "para":
             answer = hypervisor.probe_para(home)
             if not answer.ok:
@@ -113,8 +118,13 @@ def arch_of(node: Node, profile: Profile) -> str:
     return node.arch or this_arch()
 
 
+def is_domain(node: Node, chosen: Mapping[str, Choice]) -> bool:
+    """Whether a node is a machine under libvirt."""
+    return is_vm(node, chosen) and not is_uml(node, chosen[node.name])
+
+
 def is_vm(node: Node, chosen: Mapping[str, Choice]) -> bool:
-    """Whether a node is a machine of its own under libvirt, this host's or that of a machine of the lab."""
+    """Whether a node is a machine of its own, with a kernel and a disk, here or on a machine of the lab."""
     return chosen[node.name].tier != Tier.CONTAINER and not chosen[node.name].skipped
 
 
@@ -174,7 +184,9 @@ def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> d
 
 def kernel_of(node: Node, profile: Profile) -> str:
     """The kernel a VM asks for; "" for the usual one, which knows virtio only, so that emulated devices
-    take the full one, and so does Xen's dom0."""
+    take the full one, and so does Xen's dom0.  User Mode Linux has its own."""
+    if node.tier is Tier.PARA and node.engine is Engine.UML:
+        return "uml"
     full = node.devices is Devices.EMULATED or node.hypervisor is Hypervisor.XEN
     if not node.kernel and full and arch_of(node, profile) == "x86_64":
         return "amd64"

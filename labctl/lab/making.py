@@ -132,7 +132,7 @@ def _libvirt(
     profile: Profile, chosen: Mapping[str, Choice], lab: _Lab, options: Options
 ) -> tuple[str, Home | None]:
     """The libvirt URI for the lab's VMs: the one asked for, the one it has, or labctl's choice."""
-    if not any(facts.is_vm(node, chosen) for node in profile.nodes.values()):
+    if not any(facts.is_domain(node, chosen) for node in profile.nodes.values()):
         return "", None
     from labctl.hypervisor import connection, private
 

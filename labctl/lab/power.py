@@ -114,9 +114,13 @@ def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bo
     else:
         from labctl.hypervisor import power
         from labctl.hypervisor.domain import Domain
+        from labctl.hypervisor.uml import UmlMachine
 
-        assert isinstance(main, Domain)
-        power.stop(main, timeout, lambda: _power_off(record))
+        if isinstance(main, UmlMachine):
+            main.stop(timeout, lambda: _power_off(record))
+        else:
+            assert isinstance(main, Domain)
+            power.stop(main, timeout, lambda: _power_off(record))
     emit(NodePhase(row.id, record.name, "stopped"))
 
 
@@ -136,15 +140,43 @@ def _freeze(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, *, on: 
     if record.tier != "container":
         from labctl.hypervisor import power
         from labctl.hypervisor.domain import Domain
+        from labctl.hypervisor.uml import UmlMachine
 
-        assert isinstance(main, Domain)
-        (power.pause if on else power.resume)(main)
+        if isinstance(main, UmlMachine):
+            (main.pause if on else main.resume)()
+        else:
+            assert isinstance(main, Domain)
+            (power.pause if on else power.resume)(main)
     else:
         from labctl.tiers import machines
 
         target = machines.container(record)
         (target.pause if on else target.resume)()
     emit(NodePhase(row.id, record.name, "paused" if on else "running"))
+
+
+def console(lab: str, node: str, options: Options, fd_in: int, fd_out: int, *, force: bool = False) -> None:
+    """Join two descriptors to a machine's console until Ctrl-] is typed, input ends or the machine goes off.
+
+    Raises UsageError for a node without a console, Busy when someone is there already (`force` joins beside
+    them), LabError when it is off.
+    """
+    from labctl.hypervisor import console as local
+    from labctl.hypervisor.domain import Domain
+    from labctl.hypervisor.uml import UmlMachine
+    from labctl.tiers import consoles
+
+    with opened(options) as ledger:
+        row, record = record_named(ledger, lab, node)
+        if record.skipped:
+            raise UsageError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
+        main = executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
+    if isinstance(main, UmlMachine):
+        local.join(main.terminal(), main.name, fd_in, fd_out, force=force)
+    elif isinstance(main, Domain):
+        consoles.attach(main, fd_in, fd_out, force=force)
+    else:
+        raise UsageError(f"{lab}/{node} has no console: it is no machine", hint=f"labctl ssh {lab}/{node}")
 
 
 def wait(targets: Sequence[Target], state: str, timeout: float, options: Options) -> None:

@@ -163,7 +163,10 @@ def _host_memory(node: _Node) -> int | None:
             return _container_memory(record)
         from labctl.hypervisor import power
         from labctl.hypervisor.domain import Domain
+        from labctl.hypervisor.uml import UmlMachine
 
+        if isinstance(node.main, UmlMachine):
+            return node.main.memory() or None
         if not isinstance(node.main, Domain):
             return None
         return power.stats(node.main).usage.pss_bytes or None

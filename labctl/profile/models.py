@@ -19,6 +19,7 @@ from labctl.profile.types import (
     Devices,
     DnsName,
     Duration,
+    Engine,
     Flag,
     GuestPath,
     Hypervisor,
@@ -247,6 +248,11 @@ class Node(Model):
     )
     devices: Devices = Field(
         default=Devices.VIRTIO, description="Devices that a VM sees: virtio, or emulated real ones."
+    )
+    engine: Engine = Field(
+        default=Engine.XEN,
+        description="What a para node runs on: the hypervisor xen, or uml: User Mode Linux, a kernel that "
+        "runs as a program.",
     )
     init: Flag = Field(default=False, description="Whether the image's own /sbin/init runs as PID 1 of a VM.")
     cpus: Cpus | None = Field(

@@ -10,7 +10,7 @@ from labctl.profile import words
 from labctl.profile.models import Node, Profile
 from labctl.profile.plainly import Loc
 from labctl.profile.tree import Item, Problems
-from labctl.profile.types import Tier
+from labctl.profile.types import Engine, Tier
 from labctl.profile.words import nearest, shown
 from labctl.records import dataclass
 
@@ -104,7 +104,8 @@ def _names(rules: Rules) -> None:
                 rules.say(("nodes", key, "aliases"), f"the alias {alias} is the name of another node")
 
 
-_VM_ONLY = ("kernel", "machine", "cpu", "devices", "init", "disk", "hypervisor")
+_VM_ONLY = ("kernel", "machine", "cpu", "devices", "engine", "init", "disk", "hypervisor")
+_NOT_UML = ("kernel", "machine", "cpu", "devices", "cpus", "hypervisor", "inside")
 _CONTAINER_ONLY = ("capabilities", "privileged", "pids")
 
 
@@ -119,6 +120,22 @@ def _tier(rules: Rules, key: str, node: Node) -> None:
             continue
         here = "a container" if container else "a virtual machine"
         rules.say(("nodes", key, name), f"{here} has no {name}", f"{key} has tier: {node.tier}", key=True)
+    if not container:
+        _engine(rules, key, node)
+
+
+def _engine(rules: Rules, key: str, node: Node) -> None:
+    """An engine is for the para tier; User Mode Linux has one CPU, its own kernel, no emulated hardware."""
+    uml = node.tier is Tier.PARA and node.engine is Engine.UML
+    for name in _NOT_UML if uml else ("engine",):
+        item, depth = rules.tree.find(("nodes", key, name))
+        if depth < 3 or item.path.startswith(("defaults", "groups")):
+            continue
+        place = ("nodes", key, name)
+        if uml and not (name == "cpus" and (node.cpus or 0) <= 1):
+            rules.say(place, f"User Mode Linux has no {name}", f"{key} has engine: uml", key=True)
+        elif not uml and node.tier is not Tier.PARA:
+            rules.say(place, "only tier: para has an engine", f"{key} has tier: {node.tier}", key=True)
 
 
 def _amounts(rules: Rules, key: str, node: Node) -> None:

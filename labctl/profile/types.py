@@ -55,6 +55,13 @@ class Devices(StrEnum):
     EMULATED = "emulated"
 
 
+class Engine(StrEnum):
+    """What makes a para node: the Xen hypervisor, or a kernel that runs as a program."""
+
+    XEN = "xen"
+    UML = "uml"
+
+
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 

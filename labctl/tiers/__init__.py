@@ -6,7 +6,12 @@ A tier has or hasn't an ability (console, pause, snapshot); it has no method tha
 
 from __future__ import annotations
 
-from labctl.tiers.context import NodeFacts, Planned
+from typing import TYPE_CHECKING
+
+from labctl.tiers.context import Choice, NodeFacts, Planned
+
+if TYPE_CHECKING:
+    from labctl.profile.models import Node
 
 
 def plan_node(facts: NodeFacts) -> Planned:
@@ -19,6 +24,10 @@ def plan_node(facts: NodeFacts) -> Planned:
         from labctl.tiers import container
 
         return container.plan(facts)
+    if is_uml(facts.node, facts.choice):
+        from labctl.tiers import uml
+
+        return uml.plan(facts)
     if facts.node.inside:
         from labctl.tiers import guests
 
@@ -26,3 +35,8 @@ def plan_node(facts: NodeFacts) -> Planned:
     from labctl.tiers import vm
 
     return vm.plan(facts)
+
+
+def is_uml(node: Node, choice: Choice) -> bool:
+    """Whether a node runs as User Mode Linux, as its profile says and this host allows."""
+    return choice.tier == "para" and node.engine == "uml"

@@ -32,14 +32,16 @@ _END = 'read -r pid <"$1" && rm -f "$1" && kill "$pid"'
 _LINGER = 0.3  # seconds for what was typed last to arrive
 
 
-def attach(machine: Domain, fd_in: int, fd_out: int, *, escape: bytes = console.ESCAPE) -> None:
+def attach(
+    machine: Domain, fd_in: int, fd_out: int, *, escape: bytes = console.ESCAPE, force: bool = False
+) -> None:
     """Join two descriptors to the console until one side ends or `escape` is typed.
 
     A terminal on `fd_in` is in raw mode meanwhile.  Raises LabError when the machine is off, Busy when
-    someone else is at the console of a machine of this host.
+    someone else is at the console of a machine of this host (`force` joins beside them).
     """
     if not isinstance(machine, Guest):
-        console.attach(machine, fd_in, fd_out, escape=escape)
+        console.attach(machine, fd_in, fd_out, escape=escape, force=force)
         return
     from labctl.tiers.machines import host_machine
 

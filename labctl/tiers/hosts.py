@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 from labctl.errors import UsageError
 from labctl.profile.models import Attachment, Network, Node, Profile, Ready
-from labctl.profile.types import Hypervisor, Tier
+from labctl.profile.types import Engine, Hypervisor, Tier
 from labctl.records import dataclass
 from labctl.tiers.select import HOST_WORDS, Probe
 
@@ -66,7 +66,10 @@ def with_hosts(profile: Profile, probe: Probe, host_arch: str, nested: str) -> P
         guests = [
             node
             for node in profile.nodes.values()
-            if node.tier is tier and not node.inside and (node.arch or host_arch) == host_arch
+            if node.tier is tier
+            and not node.inside
+            and (node.arch or host_arch) == host_arch
+            and not (tier is Tier.PARA and node.engine is Engine.UML)
         ]
         if not guests or probe(str(tier), host_arch).ok or not probe(HOST_WORDS[tier], host_arch).ok:
             continue

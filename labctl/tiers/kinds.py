@@ -18,6 +18,7 @@ KINDS = {
     "domain": "labctl.hypervisor.domain:Domain",
     "plugs": "labctl.tiers.plugs:DiskPlugs",
     "guest": "labctl.tiers.guests:Guest",
+    "uml": "labctl.hypervisor.uml:UmlMachine",
     "inside": "labctl.tiers.inside:InsideContainer",
     "registry": "labctl.tiers.registry_server:RegistryServer",
     "reach": "labctl.tiers.steps:Reach",

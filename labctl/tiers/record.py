@@ -75,6 +75,7 @@ class NodeRecord:
     labels: dict[str, str] = field(default_factory=dict)
     replica_of: str = ""
     privileged: bool = False
+    engine: str = ""  # "uml": what makes a para node, where it isn't a domain of libvirt
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -91,7 +92,7 @@ class NodeRecord:
         """The key of the resource that is the machine itself."""
         if self.tier == "container":
             return f"{'inside' if self.inside else 'container'}:{self.name}"
-        return f"{'guest' if self.inside else 'domain'}:{self.name}"
+        return f"{'guest' if self.inside else self.engine or 'domain'}:{self.name}"
 
     def to_json(self) -> str:
         """The text for the ledger."""

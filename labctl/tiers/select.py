@@ -105,9 +105,9 @@ def _one(
     refused: dict[str, Ability],
 ) -> Choice:
     arch = node.arch or host_arch
-    ability = _ability(node.tier, arch, host_arch, probe)
+    ability = _ability(node.tier, arch, host_arch, probe, str(node.engine))
     if ability.ok:
-        return _named(str(node.tier), arch, host_arch)
+        return _named(str(node.tier), arch, host_arch, str(node.engine))
     if fallback and fallback != node.tier and node.tier is not Tier.CONTAINER:
         other = _ability(Tier(fallback), arch, host_arch, probe)
         if other.ok:
@@ -123,17 +123,19 @@ def _hint(ability: Ability) -> str:
     return f"{ability.remedy}; {ways}" if ability.remedy else ways
 
 
-def _ability(tier: Tier, arch: str, host_arch: str, probe: Probe) -> Ability:
+def _ability(tier: Tier, arch: str, host_arch: str, probe: Probe, engine: str = "") -> Ability:
     if tier is not Tier.EMULATION and arch != host_arch:
         return Ability(
             False,
             f"{tier} runs the host's own architecture {host_arch} only, not {arch}",
             "use tier: emulation for a foreign architecture",
         )
-    return probe(str(tier), arch)
+    return probe("uml" if tier is Tier.PARA and engine == "uml" else str(tier), arch)
 
 
-def _named(tier: str, arch: str, host_arch: str) -> Choice:
+def _named(tier: str, arch: str, host_arch: str, engine: str = "") -> Choice:
+    if tier == "para" and engine == "uml":
+        return Choice(tier, "this host", "User Mode Linux")
     if tier == "hardware":
         return Choice(tier, "this host", "KVM")
     if tier == "emulation":

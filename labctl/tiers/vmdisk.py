@@ -16,7 +16,10 @@ from labctl.tiers.seed import Seed, write_tar
 
 @dataclass(frozen=True, kw_only=True)
 class VmDisk:
-    """A node's folder with disk.qcow2 (a layer over the image's disk, never a copy) and config.img."""
+    """A node's folder with its disk (a layer over the image's disk, never a copy) and config.img.
+
+    The layer's `form`: qcow2, or cow, which User Mode Linux makes by itself when it starts.
+    """
 
     kind: ClassVar[str] = "vmdisk"
 
@@ -31,12 +34,13 @@ class VmDisk:
     key_file: str  # the lab's private key; its public half goes in
     host_key_file: str  # the private key that the VM proves itself with; made here
     seed: Seed
+    form: str = "qcow2"
     layers: tuple[str, ...] = ()  # the image's, where owners of files are looked up
 
     @property
     def disk(self) -> Path:
         """The disk that the VM writes to."""
-        return Path(self.folder, "disk.qcow2")
+        return Path(self.folder, f"disk.{self.form}")
 
     @property
     def config(self) -> Path:
@@ -64,7 +68,7 @@ class VmDisk:
             (folder / "seed.tar").unlink(missing_ok=True)
         except OSError as error:
             raise LabError(f"cannot write {folder}: {error.strerror}", hint="is the disk full?") from error
-        if not self.disk.exists():
+        if self.form == "qcow2" and not self.disk.exists():
             node_disk(self.disk, Path(self.backing))
 
     def look(self) -> Look:
@@ -73,7 +77,8 @@ class VmDisk:
             return ABSENT
         if not Path(self.backing).exists():
             return Look(Presence.BROKEN, f"the image's disk {self.backing} is gone from the cache")
-        return PRESENT if self.disk.exists() and self.config.exists() else ABSENT
+        whole = self.config.exists() and (self.form == "cow" or self.disk.exists())
+        return PRESENT if whole else ABSENT
 
     def unmake(self) -> None:
         """Remove the node's folder."""

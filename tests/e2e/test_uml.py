@@ -1,0 +1,132 @@
+"""The para tier's engine uml: a kernel that runs as a program, used like every machine, and gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from labctl.home import Home
+from tests.e2e.labs import CONTAINERS, Lab, touched, until
+
+pytestmark = [pytest.mark.needs(*CONTAINERS, "kernel"), pytest.mark.timeout(300)]
+
+PROFILE = """
+name: program
+defaults: {image: micro, memory: 128MiB}
+nodes:
+  um: {tier: para, engine: uml, files: [{path: /etc/hello, content: hi}]}
+  box: {tier: container, command: exec sleep 1000}
+"""
+
+
+def programs(lab: Lab) -> list[int]:
+    """The host's processes that were started for the lab's node."""
+    mark = f"LABCTL_MARK=labctl:{lab.home.instance()}:".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            raw = (entry / "environ").read_bytes() if entry.name.isdigit() else b""
+            if mark in raw and b":uml:um" in raw:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def console(lab: Lab, typed: bytes, until_said: bytes) -> bytes:
+    """Sit at the console: type, read until something is said, leave with Ctrl-]."""
+    argv = [sys.executable, "-m", "labctl.cli", "console", f"{lab.name}/um"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ)) as there:
+        assert there.stdin and there.stdout
+        there.stdin.write(b"\r\n")
+        there.stdin.flush()
+        said = b""
+        while b"# " not in said:
+            more = os.read(there.stdout.fileno(), 1000)
+            assert more, said
+            said += more
+        there.stdin.write(typed)
+        there.stdin.flush()
+        while until_said not in said:
+            more = os.read(there.stdout.fileno(), 1000)
+            assert more, said
+            said += more
+        there.stdin.write(b"\x1d")
+        there.stdin.close()
+        there.wait(20)
+    return said
+
+
+@pytest.mark.long
+def test_a_kernel_as_a_program(lab: Lab, host_inventory: Callable[[], list[str]]) -> None:
+    up = lab.up()
+    (um,) = [node for node in up["nodes"] if node["name"] == "um"]
+    assert (um["state"], um["tier"], um["accelerator"]) == ("ready", "para", "User Mode Linux")
+    assert touched(lab.up()) == {}
+    assert lab.sh("um", "hostname; cat /etc/hello") == "um\nhi"
+    assert "UML" in lab.sh("um", "cat /proc/cpuinfo")
+    assert lab.sh("um", "uname -r") != os.uname().release
+    assert lab.code("um", "exit 37") == 37
+    for one, other in (("um", "box"), ("box", "um")):
+        assert lab.code(one, f"ping -c 1 -W 10 {other}") == 0
+    assert b"=42=" in console(lab, b"echo =$((6*7))=\r\n", b"=42=")
+
+    lab.good("pause", "program/um")
+    assert lab.states() == {"um": "paused", "box": "ready"}
+    lab.good("resume", "program/um")
+    lab.sh("um", "echo kept >/root/mine; sync")
+    lab.good("restart", "program/um")
+    assert lab.sh("um", "cat /root/mine") == "kept"
+
+    for pid in programs(lab):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: lab.states()["um"] == "stopped", "its end is seen")
+    assert set(touched(lab.up())) == {"uml:um", "reach:um", "ready:um"}
+    assert lab.sh("um", "cat /root/mine") == "kept"
+    lab.down()
+    assert programs(lab) == [] and host_inventory() == []
+
+
+@pytest.mark.long
+def test_found_without_a_ledger_and_reset_by_itself(
+    lab: Lab, home: Home, host_inventory: Callable[[], list[str]]
+) -> None:
+    lab.write("name: program\nnodes:\n  um: {tier: para, engine: uml, image: micro, memory: 128MiB}\n")
+    lab.up()
+    boot = lab.sh("um", "cat /proc/sys/kernel/random/boot_id")
+    lab.run("exec", "program/um", "--", "reboot", "-f")
+    until(lambda: lab.run("exec", "program/um", "--", "true").returncode == 0, "it is back", 60)
+    assert lab.sh("um", "cat /proc/sys/kernel/random/boot_id") != boot
+    for path in home.ledger.parent.glob(f"{home.ledger.name}*"):
+        path.unlink()
+    left = json.loads(lab.good("gc", "--json", "--dry-run"))["leftovers"]
+    assert {"uml", "folder"} <= {thing["kind"] for thing in left}
+    lab.good("gc")
+    assert programs(lab) == [] and host_inventory() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("tier: para, engine: uml, cpus: 2", "no cpus"),
+        ("tier: para, engine: uml, devices: emulated", "no devices"),
+        ("tier: emulation, engine: uml", "only tier: para has an engine"),
+        ("tier: container, engine: uml", "no engine"),
+        ("tier: para, engine: kvm", "engine"),
+    ],
+)
+def test_what_it_has_not(lab: Lab, words: str, said: str) -> None:
+    lab.write(f"name: program\nnodes:\n  um: {{{words}, image: micro}}\n")
+    assert said in lab.up_fails(2)
+
+
+@pytest.fixture
+def lab(home: Home, tmp_path: Path) -> Lab:
+    return Lab(home, tmp_path, "program", PROFILE)
