@@ -231,6 +231,53 @@ def export(
         screen.document({"image": what, "file": str(path), "bytes": path.stat().st_size})
 
 
+@app.command()
+@verb()
+def fetch(
+    session: Session,
+    what: Annotated[
+        str,
+        typer.Argument(metavar="[NAME|URL]", help="A cloud image of the catalog, or a URL; none lists them."),
+    ] = "",
+    sums: Annotated[str, typer.Option("--sums", metavar="URL", help="The checksum list of a URL.")] = "",
+    checksum: Annotated[
+        str, typer.Option("--checksum", metavar="sha256:HEX", help="The checksum of a URL.")
+    ] = "",
+    name: Annotated[str, typer.Option("--import", metavar="NAME", help="Import it under this name.")] = "",
+) -> None:
+    """Download a cloud image (Debian, Ubuntu, Fedora, Alpine, or any URL), checked and kept in the cache.
+
+    What broke off goes on where it was. Prints the path of the disk. With --import its files become an
+    image: a node with `init: true` then runs its own systemd or OpenRC.
+
+    \b
+    Examples:
+      labctl image fetch
+      labctl image fetch debian-12 --import cloud/debian:12
+      labctl image fetch https://example.org/box.qcow2 --sums https://example.org/SHA256SUMS
+    """
+    from labctl.image import cloud
+
+    if not what:
+        known = cloud.catalog()
+        if session.json:
+            screen.document({"images": list(known.values())})
+        else:
+            rows = [(image.name, image.arch, image.about) for image in known.values()]
+            screen.line(screen.table(["name", "arch", "about"], rows))
+        return
+    wanted = cloud.named(what, sums=sums, digest=checksum)
+    with session.drawing() as emit:
+        path = cloud.fetch(session.home.cache, wanted, emit)
+        images = _load(store_of(session), str(path), name, wanted.arch, emit) if name else []
+    if session.json:
+        screen.document({"file": str(path), "images": images})
+        return
+    screen.line(str(path))
+    for image in images:
+        screen.line(f"{image.ref}  {image.digest}  {screen.size(image.size)}")
+
+
 def _told(session: Session, images: list[Any]) -> None:
     if session.json:
         screen.document({"images": images})
