@@ -15,9 +15,10 @@ import pytest
 
 from labctl.home import Home
 from labctl.lab import again, inputs
+from labctl.linux import proc
 from labctl.runtime import jsonio
 from labctl.runtime.client import KeeperClient
-from tests.e2e.labs import CONTAINERS, Lab
+from tests.e2e.labs import CONTAINERS, Lab, until
 
 pytestmark = pytest.mark.needs(*CONTAINERS)
 
@@ -91,7 +92,28 @@ class Again(Lab):
             self.up()
             if self.quick():
                 return
-        raise AssertionError("an `up` that has nothing to do is not answered quickly")
+        raise AssertionError(f"an `up` that has nothing to do is not answered quickly: {self.doubts()}")
+
+    def doubts(self) -> list[str]:
+        """What differs from the note, for the reader of a failure."""
+        script = (
+            "import os, sys\nfrom labctl.lab import again\nfrom labctl.runtime import jsonio\n"
+            "for name in os.listdir(sys.argv[1]):\n"
+            "    note = jsonio.loads(open(f'{sys.argv[1]}/{name}').read())\n"
+            "    print(name, [p for p, how, found in note['inputs'] if again.fingerprint(p, how) != found])\n"
+            "    facts = again.gather(note['signs'])\n"
+            "    print([kind for kind in facts if facts[kind] != note['facts'][kind]])\n"
+        )
+        folder = str(self.home.state / again.FOLDER)
+        done = subprocess.run(
+            [sys.executable, "-c", script, folder],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=self.environment(),
+            check=False,
+        )
+        return (done.stdout + done.stderr).splitlines()
 
     def applied(self, *words: str, **env: str) -> set[str]:
         """What the next `up` does, which must not be answered quickly."""
@@ -158,9 +180,15 @@ def test_the_answer_is_that_of_the_whole_way(standing: Again) -> None:
 # -- what is there
 
 
+def end(pid: int) -> None:
+    """Kill, and wait until it is dead: a signal is only on its way when kill(2) returns."""
+    os.kill(pid, 9)
+    until(lambda: not proc.alive(pid), f"process {pid} ends")
+
+
 def kill_container(lab: Again) -> str:
     pid = KeeperClient(lab.home.lab(spec(lab, "net:web")["owner"]["lab"]) / "run").states()["db"].pid
-    os.kill(pid, 9)
+    end(pid)
     return "make container:db"
 
 
@@ -195,7 +223,7 @@ def remove_table(lab: Again) -> str:
 
 
 def kill_dns(lab: Again) -> str:
-    os.kill(int(Path(spec(lab, "dns:lab")["directory"], "dnsmasq.pid").read_text()), 9)
+    end(int(Path(spec(lab, "dns:lab")["directory"], "dnsmasq.pid").read_text()))
     return "make dns:lab"
 
 
