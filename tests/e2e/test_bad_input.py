@@ -132,7 +132,11 @@ def test_a_bad_profile_makes_nothing(lab: Lab, what: str, host_inventory: Since)
 def test_an_edit_that_is_wrong_leaves_the_lab_as_it_is(lab: Lab, host_inventory: Since) -> None:
     lab.up()
     began = lab.starts("a")
-    for text, code, _words in (BAD["unknown key"], BAD["unknown image"], BAD["paravirtualization"]):
+    for text, code, _words in (
+        BAD["unknown key"],
+        BAD["unknown image"],
+        BAD["paravirtualization of another architecture"],
+    ):
         lab.write(named(text))
         lab.up_fails(code)
     assert lab.states() == {"a": "ready"} and lab.starts("a") == began
