@@ -146,7 +146,9 @@ def _exec(given: options.Options, context: Context) -> int:
         return 0
     command_life.forward_signals(running.kill)
     if running.master >= 0:
-        return execute.relay(running, 0, 1)
+        from labctl.runtime.terminal import relay
+
+        return relay(running, 0, 1)
     return running.wait()
 
 

@@ -192,7 +192,8 @@ def run(words: list[str], context: Context) -> int:
 
 def _foreground(job: Job, early: list[int]) -> int:
     """Forward signals, those that came early first; join the terminal; wait: the exit code."""
-    from labctl.runtime.execute import ExecProcess, relay
+    from labctl.runtime.execute import ExecProcess
+    from labctl.runtime.terminal import relay
 
     running = ExecProcess(job.pid, job.pidfd, job.console)
     forward_signals(running.kill)
