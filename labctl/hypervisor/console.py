@@ -49,17 +49,26 @@ def join(
 
 
 def _terminal(domain: Domain) -> str:
-    text = domain.with_domain(lambda found: found.XMLDesc() if found.isActive() else "")
-    if not text:
-        raise LabError(f"{domain.name} is not running", hint="labctl start")
-    source = ElementTree.fromstring(text).find("devices/serial/source")
-    path = source.get("path", "") if source is not None else ""
-    if not path.startswith("/dev/pts/") or not processes.pid_of(domain.uuid):
+    path = terminal(domain, "serial")
+    if not path or not processes.pid_of(domain.uuid):
         raise HostCannot(
             f"the console of {domain.name} is on another host",
             hint=f"virsh -c {domain.uri} console {domain.domain}",
         )
     return path
+
+
+def terminal(domain: Domain, device: str) -> str:
+    """The pseudo-terminal that is the machine's `serial` or `console` device; "" where libvirt names none.
+
+    Raises LabError when the machine is off.
+    """
+    text = domain.with_domain(lambda found: found.XMLDesc() if found.isActive() else "")
+    if not text:
+        raise LabError(f"{domain.name} is not running", hint="labctl start")
+    source = ElementTree.fromstring(text).find(f"devices/{device}/source")
+    path = source.get("path", "") if source is not None else ""
+    return path if path.startswith("/dev/pts/") else ""
 
 
 def _open(path: str, name: str, force: bool) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 import time
-from xml.etree import ElementTree
 
 from labctl.errors import LabError
 from labctl.hypervisor import console
@@ -67,12 +66,8 @@ def attach(
 
 def _terminal(machine: Guest) -> str:
     """The pseudo terminal in the host machine that is the guest's console."""
-    text = machine.with_domain(lambda found: found.XMLDesc() if found.isActive() else "")
-    if not text:
-        raise LabError(f"{machine.name} is not running", hint="labctl start")
-    source = ElementTree.fromstring(text).find("devices/console/source")
-    path = source.get("path", "") if source is not None else ""
-    if not path.startswith("/dev/pts/"):
+    path = console.terminal(machine, "console")
+    if not path:
         raise LabError(f"the libvirt of {machine.host_domain.name} names no console of {machine.name}")
     return path
 
