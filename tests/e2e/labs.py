@@ -41,6 +41,10 @@ class Lab:
         """The profile from now on."""
         self.file.write_text(text)
 
+    def environment(self, **env: str) -> dict[str, str]:
+        """What verbs run with: ours, and `env` on top."""
+        return {**os.environ, **env}
+
     def run(
         self, *words: str, timeout: float = 120, stdin: str = "", **env: str
     ) -> subprocess.CompletedProcess[str]:
@@ -51,7 +55,7 @@ class Lab:
             capture_output=True,
             text=True,
             timeout=timeout,
-            env={**os.environ, **env},
+            env=self.environment(**env),
             check=False,
         )
 
@@ -63,7 +67,7 @@ class Lab:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **env},
+            env=self.environment(**env),
         )
 
     def good(self, *words: str, timeout: float = 120, **env: str) -> str:

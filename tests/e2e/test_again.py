@@ -70,19 +70,6 @@ class Again(Lab):
         found.pop("PYTEST_CURRENT_TEST", None)
         return found
 
-    def run(
-        self, *words: str, timeout: float = 120, stdin: str = "", **env: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "labctl.cli", *words],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=self.environment(**env),
-            check=False,
-        )
-
     def words(self, *more: str) -> tuple[str, ...]:
         return (str(self.file), "--json", *more)
 
