@@ -43,6 +43,16 @@ nodes:
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forwarding() -> Iterator[None]:
+    """Whose table is deleted forgets who turned forwarding on, and leaves it as for a host that had it on."""
+    switches = [Path("/proc/sys/net", path) for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding")]
+    before = [switch.read_text() for switch in switches]
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.write_text(value)
+
+
 class Again(Lab):
     """The lab, its sources, and the question whether its `up` is answered quickly."""
 

@@ -34,6 +34,9 @@ def own_host(tmp_path: Path) -> Iterator[None]:
     try:
         with netlink.Netlink() as kernel:
             kernel.do(netlink.set_link("lo", up=True))
+        # A new namespace takes these over from the first one, which may forward by itself.
+        for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/default/forwarding"):
+            Path("/proc/sys/net", path).write_text("0")
         yield
     finally:
         netns.enter_fd(before)
