@@ -362,7 +362,8 @@ def serve() -> None:
         for row in json.loads(told)
     ]
     failures = make_nodes(nodes)
-    json.dump({key: [error.errno or 5, str(error)] for key, error in failures.items()}, sys.stdout)
+    told = {key: [error.errno or 5, error.strerror or str(error)] for key, error in failures.items()}
+    json.dump(told, sys.stdout)
 
 
 _ahead: list[subprocess.Popen[bytes]] = []

@@ -86,7 +86,10 @@ class Owned:
             answer = os.read(self._ready, 16)
             if answer != b"ok":
                 number = int(answer or b"5")
-                raise OSError(number, f"cannot make a user namespace for {path}: {os.strerror(number)}")
+                reason = os.strerror(number)
+                if number == errno.EPERM and os.geteuid() == 0:
+                    reason += " (the kernel refuses it in a chroot: user_namespaces(7))"
+                raise OSError(number, f"cannot make a user namespace for {path}: {reason}")
             for kind in ("uid_map", "gid_map"):
                 fd = os.open(f"/proc/{self._pid}/{kind}", os.O_WRONLY | os.O_CLOEXEC)
                 try:

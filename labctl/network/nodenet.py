@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import ClassVar, Self
@@ -132,5 +134,6 @@ def _by_name(
 
 
 def _error(error: OSError) -> LabError:
-    kind = Foreign if error.errno == 17 else LabError
-    return kind(str(error), hint="run as root" if error.errno == 1 else "")
+    kind = Foreign if error.errno == errno.EEXIST else LabError
+    denied = error.errno == errno.EPERM and os.geteuid() != 0
+    return kind(error.strerror or str(error), hint="run as root" if denied else "")
