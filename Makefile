@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
-# The parts that make bridges, namespaces and machines need root; as another user they go through sudo.
-ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env PATH="$$PATH")
+# What makes bridges, namespaces and machines needs root, some unit tests too (owners of files): as another
+# user they go through sudo.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env PATH="$$PATH:/usr/sbin:/sbin")
 # A capability named in LABCTL_REQUIRE, or in tests/required-capabilities.txt when this is "file",
 # fails the run when it is missing.  Everything else skips what it can't run and says why.
 export LABCTL_REQUIRE ?= file
@@ -35,7 +36,7 @@ lint: setup-test ## ruff, mypy --strict, import rules
 test: lint test-unit test-host ## everything quick: lint, unit tests, host tests, short end-to-end tests
 
 test-unit: setup-test
-	$(PYTEST) tests/unit $(PYTEST_ARGS)
+	$(ROOT) $(PYTEST) tests/unit $(PYTEST_ARGS)
 
 test-host: setup-test ## tests on the real kernel, libvirt and registry, and the short end-to-end tests
 	$(ROOT) $(PYTEST) tests/host tests/e2e -m "not long" $(PYTEST_ARGS)

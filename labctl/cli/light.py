@@ -77,6 +77,7 @@ class Typer:
 
 def _for_typer(function: Function) -> Function:
     import inspect
+    import operator
 
     import typer
 
@@ -86,7 +87,7 @@ def _for_typer(function: Function) -> Function:
         told = made(*parameter.said.names, **parameter.said.more)
         default = inspect.Parameter.empty if parameter.default is ... else parameter.default
         keyword = inspect.Parameter.KEYWORD_ONLY
-        kind: Any = Annotated.__class_getitem__((parameter.kind, told))  # type: ignore[attr-defined]
+        kind: Any = operator.getitem(Annotated, (parameter.kind, told))  # type: ignore[call-overload]
         parameters.append(inspect.Parameter(parameter.name, keyword, annotation=kind, default=default))
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
