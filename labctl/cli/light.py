@@ -87,7 +87,7 @@ def _for_typer(function: Function) -> Function:
         told = made(*parameter.said.names, **parameter.said.more)
         default = inspect.Parameter.empty if parameter.default is ... else parameter.default
         keyword = inspect.Parameter.KEYWORD_ONLY
-        kind: Any = operator.getitem(Annotated, (parameter.kind, told))  # type: ignore[call-overload]
+        kind: Any = operator.getitem(Annotated, (parameter.kind, told))
         parameters.append(inspect.Parameter(parameter.name, keyword, annotation=kind, default=default))
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
