@@ -104,6 +104,10 @@ class TimedOut(LabError):
     """Something took longer than its bound; the message gives the bound in seconds."""
 
 
+class NoRoom(LabError):
+    """A disk is full; the hint says which."""
+
+
 class Failures(LabError):
     """Several things failed; every one is kept."""
 

@@ -7,12 +7,37 @@ two users never meet.  As root: /var/lib/labctl and /var/cache/labctl.  Otherwis
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from labctl.errors import LabError
 from labctl.records import dataclass
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk that `path` is on or would be on; 0 when that can't be asked."""
+    for place in (path, *path.parents):
+        try:
+            there = os.statvfs(place)
+        except OSError:
+            continue
+        return there.f_bavail * there.f_frsize
+    return 0
+
+
+def write_hint(path: Path, error: OSError | None = None) -> str:
+    """What to do when something below `path` can't be written: for a full disk, which and how full it is."""
+    if error is not None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return "run as root, or set LABCTL_HOME"
+    place = next((p for p in (path, *path.parents) if p.exists()), path)
+    there = os.statvfs(place)
+    free, total = there.f_bavail * there.f_frsize >> 10, there.f_blocks * there.f_frsize >> 20
+    return (
+        f"the disk of {place} has {free} KiB free of {total} MiB: make room there, or move labctl with"
+        " LABCTL_HOME; `labctl down` works all the same"
+    )
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ def guarded(action: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _full(error)
         return _unexpected(error, _system_error(error))
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback is kept in a file
         return _unexpected(error, f"unexpected {type(error).__name__}: {error}")
@@ -69,10 +71,22 @@ def _code(error: LabError) -> int:
     return error.exit_code
 
 
+def _full(error: OSError) -> int:
+    """Where the error doesn't say which file it was, it is on one of labctl's two disks."""
+    from labctl.home import Home, write_hint
+
+    home = Home.find()
+    places = [Path(str(error.filename))] if error.filename else [home.state, home.cache]
+    print(
+        f"labctl: error: the disk is full{f': {error.filename}' if error.filename else ''}", file=sys.stderr
+    )
+    for place in places:
+        print(f"hint: {write_hint(place)}", file=sys.stderr, flush=True)
+    return 1
+
+
 def _system_error(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"the disk is full{where}"
     return f"{error.strerror or error}{where}"
 
 

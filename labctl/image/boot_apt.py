@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from labctl.errors import HostCannot, LabError
+from labctl.errors import HostCannot, LabError, NoRoom
+from labctl.home import free_bytes
 from labctl.image.boot_files import fresh_file, locked, run
 from labctl.records import dataclass
 
+LISTS_BYTES = 64 << 20  # while they are fetched and unpacked
 LISTS_HOURS = 24.0
 UPDATE_SECONDS = 300.0
 DOWNLOAD_SECONDS = 900.0
@@ -45,6 +47,13 @@ class AptRoot:
                 return
             for folder in ("lists/partial", "archives/partial", "etc/preferences.d"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
+            # On a disk that is too small apt tries again and again, for minutes.
+            if (free := free_bytes(self.root)) < LISTS_BYTES:
+                raise NoRoom(
+                    f"Debian's package lists need about {LISTS_BYTES >> 20} MiB, and the disk of {self.root}"
+                    f" has {free >> 20} MiB free",
+                    hint="make room there (labctl image prune), or move labctl with LABCTL_HOME",
+                )
             (self.root / "status").touch()
             with fresh_file(self.root / "debian.sources") as work:
                 work.write_text(debian_sources())

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labctl.errors import Foreign, HostCannot, LabError, Problem, ProfileError
+from labctl.errors import Foreign, HostCannot, LabError, NoRoom, Problem, ProfileError
 from labctl.events import Emit, Note
 from labctl.home import Home
 from labctl.image.model import ImageConfig, host_arch
@@ -18,12 +18,15 @@ from labctl.profile.types import Devices, Engine, Hypervisor, Tier
 from labctl.tiers import is_uml
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
 from labctl.tiers.hosts import crowded, with_hosts
+from labctl.tiers.seed import seed_of
 from labctl.tiers.select import Ability, Probe, choose
 
 if TYPE_CHECKING:
     from labctl.hypervisor.capability import Capability
     from labctl.network.subnets import Holder
 
+# What a lab takes on the disk before its nodes run: the ledger, and logs, settings and layers of nodes.
+LEDGER_BYTES, MACHINE_BYTES, CONTAINER_BYTES = 256 << 10, 1 << 20, 16 << 10
 LINUX_ARCH = {"amd64": "x86_64", "arm64": "aarch64"}  # OCI's word → the kernel's
 
 
@@ -109,6 +112,27 @@ def check_room(profile: Profile, chosen: Mapping[str, Choice]) -> None:
         if not chosen[name].skipped:
             hint = f"raise nodes.{name}.memory, or give it fewer machines or smaller ones"
             raise HostCannot(wrong, hint=hint)
+
+
+def check_disk(
+    profile: Profile, chosen: Mapping[str, Choice], there: Iterable[str], place: Path, free: int
+) -> None:
+    """Refuse a lab for whose new nodes (those not `there`) the disk has no room.  Raises NoRoom.
+
+    Only what they take before they run: what they write then is theirs to bound.
+    """
+    needed = 0
+    for node in profile.nodes.values():
+        if node.name not in there and not chosen[node.name].skipped and not node.inside:
+            seed = seed_of(node, profile).bytes()
+            needed += seed + (MACHINE_BYTES if is_vm(node, chosen) else CONTAINER_BYTES)
+    needed += LEDGER_BYTES if needed else 0
+    if needed and free < needed:
+        raise NoRoom(
+            f"lab {profile.name} needs about {needed / (1 << 20):.1f} MiB at its start, and the disk of"
+            f" {place} has {max(0, free) / (1 << 20):.1f} MiB free",
+            hint="make room there (labctl down LAB), or move labctl with LABCTL_HOME",
+        )
 
 
 def arch_of(node: Node, profile: Profile) -> str:

@@ -98,6 +98,7 @@ def _plan(
         taken = [c.value for c in lab.claims if c.kind == "port"]
         ports = facts.free_ports(profile, chosen, lab.ports, taken)
     if build:
+        facts.check_disk(profile, chosen, lab.records, options.home.state, ledger.spare_bytes())
         facts.tell_skipped(profile.name, chosen, profile, emit)
     images, missing = facts.images(profile, chosen, options, emit, build=build)
     # What a lab that is up stands on is in the cache; a plan for a new one fetches nothing.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from labctl.errors import Failures, LabError
+from labctl.errors import Failures, LabError, NoRoom
 from labctl.events import Emit, Note, StepDone, StepFailed, StepStarted
 from labctl.looks import Look
 from labctl.records import dataclass
@@ -110,7 +110,8 @@ def destroy(ledger: Ledger, lab: str, emit: Emit) -> dict[str, LabError]:
     failure and keeps the rows of what failed.
     """
     rows = ledger.resources(lab)
-    return _Steps(ledger, lab, emit).unmake(rows)
+    ledger.make_room()
+    return _Steps(ledger, lab, emit).unmake(rows, to_end=True)
 
 
 def _row(lab: str, item: Resource, boot: str) -> Row:
@@ -247,12 +248,20 @@ class _Steps:
 
         return flow.run(items, before, work, batches=batches).failures
 
-    def unmake(self, rows: Sequence[Row]) -> dict[str, LabError]:
-        """Unmake rows in reverse order; keeps going after a failure."""
+    def unmake(self, rows: Sequence[Row], *, to_end: bool = False) -> dict[str, LabError]:
+        """Unmake rows in reverse order; keeps going after a failure.
+
+        `to_end`: the whole lab goes, even where the ledger's disk is full.
+        """
         if not rows:
             return {}
         faults.point("leaving:before")
-        self.ledger.mark(self.lab, "leaving", {row.key: (row.seconds, row.error) for row in rows})
+        try:
+            self.ledger.mark(self.lab, "leaving", {row.key: (row.seconds, row.error) for row in rows})
+        except NoRoom:
+            if not to_end:
+                raise
+            # To unmake things makes room, and what is not marked is found gone by the next `down` or `up`.
         faults.point("leaving:after")
         failures: dict[str, LabError] = {}
         items: list[Resource] = []

@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labctl.errors import Foreign, LabError
+from labctl.errors import Foreign, LabError, NoRoom
+from labctl.home import free_bytes, write_hint
 from labctl.records import dataclass
+from labctl.resource.reserve import LEAST, Reserve
 
 SCHEMA = 1
 BUSY_SECONDS = 20.0
@@ -98,24 +100,65 @@ class Ledger:
         """
         self.path = path
         self._lock = threading.RLock()
+        self._reserve = Reserve(path)
         self.boot = boot_id()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._upgrade()
+            self._open()
         except sqlite3.Error as error:
-            raise LabError(
-                f"cannot open the ledger {path}: {error}",
-                hint="check its owner and the space on its disk; labctl gc finds objects without it",
+            raise self._failure(
+                "open", error, "check its owner; labctl gc finds objects without it"
             ) from error
         except OSError as error:
             raise LabError(
-                f"cannot make {path.parent}: {error.strerror}", hint="run as root, or set LABCTL_HOME"
+                f"cannot make {path.parent}: {error.strerror}", hint=write_hint(path, error)
             ) from error
+
+    def _open(self) -> None:
+        try:
+            return self._connect()
+        except sqlite3.Error as error:
+            if not self._full(error):
+                raise
+        if self._reserve.release():
+            try:
+                return self._connect()
+            except sqlite3.Error as error:
+                if not self._full(error):
+                    raise
+        # As it was left, and not to be written to: right, as long as nobody else has it open.
+        log = self.path.with_name(self.path.name + "-wal")
+        if not self.path.exists() or (log.exists() and log.stat().st_size):
+            raise sqlite3.OperationalError("database or disk is full")
+        self._connect(reading=True)
+
+    def _connect(self, *, reading: bool = False) -> None:
+        place = str(self.path)
+        if reading:
+            from urllib.parse import quote
+
+            place = f"file:{quote(place)}?mode=ro&immutable=1"
+        self._reading = reading
+        self._db = sqlite3.connect(
+            place, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None, uri=reading
+        )
+        try:
+            if not reading:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+            self._upgrade()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def spare_bytes(self) -> int:
+        """What is free on its disk beyond the reserve."""
+        return free_bytes(self.path) - self._reserve.missing()
+
+    def make_room(self) -> None:
+        """Give the reserve up when the disk is nearly full: for taking things down, which makes room."""
+        if self._reserve.short():
+            self._reserve.release()
 
     def _upgrade(self) -> None:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -136,6 +179,7 @@ class Ledger:
     def close(self) -> None:
         """Close it; safe to call twice."""
         self._db.close()
+        self._reserve.keep()
 
     @contextmanager
     def _transaction(self, lab: str = "") -> Iterator[sqlite3.Connection]:
@@ -144,17 +188,31 @@ class Ledger:
             try:
                 if lab:
                     self._drop_notes(lab)
+                if self._reading:  # there may be room by now
+                    self._db.close()
+                    self._open()
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db
+                    self._db.execute("COMMIT")
                 except BaseException:
-                    self._db.execute("ROLLBACK")
+                    if self._db.in_transaction:  # a full disk has rolled it back already
+                        self._db.execute("ROLLBACK")
                     raise
-                self._db.execute("COMMIT")
             except sqlite3.Error as error:
-                raise LabError(
-                    f"cannot write the ledger {self.path}: {error}", hint="is the disk full?"
-                ) from error
+                raise self._failure("write", error, "check its owner and its disk") from error
+
+    def _full(self, error: sqlite3.Error) -> bool:
+        """Whether it means that the disk has no room: SQLite's log can then not be made, or not be mapped."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF
+        doubtful = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY)
+        return code == sqlite3.SQLITE_FULL or (code in doubtful and free_bytes(self.path) < LEAST)
+
+    def _failure(self, verb: str, error: sqlite3.Error, hint: str) -> LabError:
+        said = f"cannot {verb} the ledger {self.path}"
+        if self._full(error):
+            return NoRoom(f"{said}: the disk is full", hint=write_hint(self.path))
+        return LabError(f"{said}: {error}", hint=hint)
 
     def _drop_notes(self, lab: str) -> None:
         """Take away what was noted of a lab for a quick answer (labctl.lab.again): it is about to change."""

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from labctl.errors import Busy, LabError
@@ -39,8 +39,10 @@ def locked(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
                         _holder(fd, path), hint="wait for it to end, or end it, then try again"
                     ) from None
                 time.sleep(0.05)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "doing": doing, "since": time.time()}).encode(), 0)
+        note = json.dumps({"pid": os.getpid(), "doing": doing, "since": time.time()})
+        with suppress(OSError):  # on a full disk others only hear less of who holds it
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, note.encode(), 0)
         yield
     finally:
         os.close(fd)

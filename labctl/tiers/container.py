@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from labctl.errors import LabError
+from labctl.home import write_hint
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
 from labctl.network.model import NodeRoute
 from labctl.network.nodenet import NodeNet
@@ -274,7 +275,7 @@ class ContainerNode:
         except OSError as error:
             raise LabError(
                 f"container {self.name}: cannot write {error.filename or base}: {error.strerror}",
-                hint="is the disk full?",
+                hint=write_hint(Path(base), error),
             ) from error
 
     def look(self) -> Look:

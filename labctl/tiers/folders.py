@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from labctl.errors import Foreign, LabError
+from labctl.home import write_hint
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
 from labctl.records import dataclass
 
@@ -48,7 +49,9 @@ class LabFolder:
             if self.keys and not self.key_file.exists():
                 write_key_pair(self.key_file, f"labctl {self.owner.lab}")
         except OSError as error:
-            raise LabError(f"cannot write {self.path}: {error.strerror}", hint="is the disk full?") from error
+            raise LabError(
+                f"cannot write {self.path}: {error.strerror}", hint=write_hint(Path(self.path), error)
+            ) from error
 
     def _mark(self) -> str:
         return self.owner.mark(self.kind, self.name)

@@ -45,6 +45,17 @@ class Seed:
     def __bool__(self) -> bool:
         return bool(self.root or self.files)
 
+    def bytes(self) -> int:
+        """What it takes on a disk, about; what can't be read now counts nothing."""
+        total = sum(len((file.content or "").encode()) for file in self.files)
+        for source in filter(None, (self.root, *(file.source for file in self.files))):
+            for path in (Path(source), *Path(source).rglob("*")):
+                try:
+                    total += path.lstat().st_size
+                except OSError:
+                    continue
+        return total
+
 
 def seed_of(node: Node, profile: Profile, extra: Sequence[Placed] = ()) -> Seed:
     """The seed of a node; looks at the sources only for their stamps."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from labctl.errors import LabError
+from labctl.home import write_hint
 from labctl.image.bootconfig import BootConfig
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.records import dataclass
@@ -67,7 +68,9 @@ class VmDisk:
             config_disk(self.config, boot)
             (folder / "seed.tar").unlink(missing_ok=True)
         except OSError as error:
-            raise LabError(f"cannot write {folder}: {error.strerror}", hint="is the disk full?") from error
+            raise LabError(
+                f"cannot write {folder}: {error.strerror}", hint=write_hint(folder, error)
+            ) from error
         if self.form == "qcow2" and not self.disk.exists():
             node_disk(self.disk, Path(self.backing))
 
