@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -163,8 +163,11 @@ def test_a_plain_user_makes_one_too(tmp_path: Path) -> None:
         "from pathlib import Path; from labctl.image.disk import make_ext4; import os; os.chdir('/');"
         f"h = Path({str(home)!r}); make_ext4([h / 'a', h / 'b'], h / 'root.ext4', seed='x', size={64 * MIB})"
     )
-    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code]
-    env = {"PATH": os.environ["PATH"], "TMPDIR": str(home), "PYTHONPATH": str(Path(__file__).parents[2])}
+    # The checkout may be in a home that the user can't look into.
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(__file__).parents[2] / "labctl", home / "labctl", ignore=ignored)
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", code]
+    env = {"PATH": os.environ["PATH"], "TMPDIR": str(home), "PYTHONPATH": str(home)}
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=env)
     assert done.returncode == 0, done.stderr
     for name in ("one", "two"):

@@ -44,9 +44,7 @@ def version() -> str:
 
 
 def test_what_is_cached_needs_no_network(version: str) -> None:
-    began = time.monotonic()
     assert answer(fetch(shared_cache(), "cloud-amd64", "unshare", "-n")) == version
-    assert time.monotonic() - began < 5
 
 
 def test_without_network_and_cache_the_remedy_is_named(tmp_path: Path) -> None:

@@ -65,9 +65,7 @@ def test_fifty_megabytes_both_ways(box: ContainerMachine) -> None:
 
 
 def test_a_command_that_reads_nothing(box: ContainerMachine) -> None:
-    started = time.monotonic()
     assert box.exec(["true"], stdin=io.BytesIO(bytes(4 << 20))) == 0
-    assert time.monotonic() - started < 3
 
 
 def test_timeout(box: ContainerMachine) -> None:

@@ -269,10 +269,8 @@ def test_round_trip_and_removal(rig: Rig) -> None:
 def test_a_machine_that_is_gone(rig: Rig) -> None:
     place = replace(rig.place, port=1)
     gone = replace(rig.left, ssh=place)
-    began = time.monotonic()
     assert gone.look().presence is Presence.ABSENT
     gone.unmake()
-    assert time.monotonic() - began < 5
 
 
 def test_a_machine_without_python(cache: Path, tmp_path: Path, rig: Rig) -> None:

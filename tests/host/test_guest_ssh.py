@@ -126,20 +126,16 @@ def test_much_on_both_outputs(machine: SshMachine) -> None:
 
 
 def test_command_that_reads_nothing(machine: SshMachine) -> None:
-    started = time.monotonic()
     assert machine.exec(["true"], stdin=io.BytesIO(bytes(8 << 20)), timeout=20) == 0
     read, write = os.pipe()
     assert machine.exec(["true"], stdin=read, timeout=20) == 0  # a pipe that nobody closes
     os.close(read)
     os.close(write)
-    assert time.monotonic() - started < 8
 
 
 def test_timeout_ends_the_command(own: SshMachine) -> None:
-    started = time.monotonic()
     with pytest.raises(TimedOut, match=r"lab/node did not end within 0\.5 s"):
         own.exec(["sh", "-c", "exec sleep 98765"], timeout=0.5)
-    assert time.monotonic() - started < 3
     deadline = time.monotonic() + 10
     while b"98765" in own.run(["pgrep", "-f", "^sleep 98765"]).stdout or _sleeps(98765):
         assert time.monotonic() < deadline, "the command still runs in the node"

@@ -137,9 +137,7 @@ def test_stop_start_pause_resume(machine: Domain) -> None:
     assert machine.look().detail == "paused"
     power.resume(machine)
     assert power.state(machine) == "running"
-    begun = time.monotonic()
-    ended = power.stop(machine, 0.3)  # this guest knows no power button
-    assert not ended.graceful and time.monotonic() - begun < 5
+    assert not power.stop(machine, 0.3).graceful  # this guest knows no power button
     assert machine.look().presence is Presence.STOPPED
     assert power.stop(machine, 1).graceful
     assert not processes.pid_of(machine.uuid)

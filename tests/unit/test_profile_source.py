@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,14 +54,12 @@ def test_a_pipe_without_a_writer_holds_nobody_up(tmp_path: Path) -> None:
     assert refused("/dev/zero").endswith("is no regular file (use - for standard input)")
 
 
-def test_a_hundred_megabytes_are_refused_unread(tmp_path: Path) -> None:
+def test_a_hundred_gigabytes_are_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "big.yaml"
     with path.open("wb") as stream:
-        stream.truncate(100_000_000)
-    start = time.monotonic()
-    message = f"has 100000000 bytes; {LIMIT} are the limit of a profile (is it the right file?)"
+        stream.truncate(100_000_000_000)
+    message = f"has 100000000000 bytes; {LIMIT} are the limit of a profile (is it the right file?)"
     assert refused(path) == f"{path}: {message}"
-    assert time.monotonic() - start < 0.5
 
 
 def test_a_megabyte_of_comments_is_fine(tmp_path: Path) -> None:

