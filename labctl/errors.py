@@ -65,7 +65,9 @@ class UsageError(LabError):
 
 
 class ProfileError(UsageError):
-    """A profile has mistakes: all of them, not only the first."""
+    """A profile has mistakes: all of them, not only the first.  `what` names the kind of file."""
+
+    what: ClassVar[str] = "profile"
 
     def __init__(self, problems: Sequence[Problem], *, hint: str = "") -> None:
         first = problems[0]

@@ -104,8 +104,8 @@ install_venv() {
             say "making .venv with $("$python" -V)"
             "$python" -m venv --clear --system-site-packages .venv
         fi
-        say "pip install -e .[dev] (a minute or two the first time)"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev]' \
+        say "pip install -e .[dev,bench] (a minute or two the first time)"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev,bench]' \
             || die "pip install failed"
         echo "$want" >$stamp
     fi

@@ -34,6 +34,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Understanding": {
         "compare": ("views", "Make the same observations in every node, side by side."),
+        "bench": ("bench", "Measure a lab's nodes and the bare host, and compare."),
         "inspect": ("views", "Show everything known about a lab or a node."),
         "graph": ("views", "Draw a lab: text, Mermaid or SVG."),
         "doctor": ("views", "Try what this host can do, and say what to do about the rest."),
@@ -49,7 +50,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "registry": ("registry", "Run an image registry for a class on this host."),
     },
 }
-GROUPS = ("image", "registry")  # verbs that have verbs of their own
+GROUPS = ("bench", "image", "registry")  # verbs that have verbs of their own
 ALIASES = {"deploy": "up", "destroy": "down"}
 
 

@@ -24,7 +24,7 @@ def explain(error: LabError) -> str:
     """The whole message of an error: what is wrong, where, and what to do."""
     if isinstance(error, ProfileError):
         count = len(error.problems)
-        head = f"labctl: error: the profile has {count} mistake{'s' if count > 1 else ''}\n"
+        head = f"labctl: error: the {error.what} has {count} mistake{'s' if count > 1 else ''}\n"
         return head + "\n".join(str(problem) for problem in error.problems)
     lines = [f"labctl: error: {error}"]
     if isinstance(error, Failures):

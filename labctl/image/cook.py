@@ -119,6 +119,11 @@ class _Kitchen:
         else:
             self._debootstrap()
         self._season()
+        if base is not None and self.recipe.run:
+            from labctl.image.cook_install import run
+
+            run(self.store, base, self.recipe, self.tree)
+            self._remove()
         epoch = self._newest()
         layer = self._layer(epoch, base)
         created = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -189,10 +194,7 @@ class _Kitchen:
 
     def _season(self) -> None:
         """Files, folders and links of the recipe itself; then away with what isn't wanted."""
-        patterns = [*self.recipe.remove, *(_NOISE if self.recipe.method != "unpack" else ())]
-        for pattern in patterns:
-            for path in sorted(self.tree.glob(pattern)):
-                remove_inside(self.tree, path)
+        self._remove()
         for name, mode in self.recipe.directories.items():
             place = self._place(name)
             place.mkdir(parents=True, exist_ok=True)
@@ -208,6 +210,12 @@ class _Kitchen:
         if self.recipe.applets:
             self._applets(self._place(self.recipe.applets))
         _still(self.tree)
+
+    def _remove(self) -> None:
+        patterns = [*self.recipe.remove, *(_NOISE if self.recipe.method != "unpack" else ())]
+        for pattern in patterns:
+            for path in sorted(self.tree.glob(pattern)):
+                remove_inside(self.tree, path)
 
     def _place(self, path: str) -> Path:
         """The path in the tree; parts that are links in the recipe's layout are followed inside."""

@@ -12,9 +12,11 @@ from labctl.image.packages import apt_options, host_release, sources_for
 from labctl.image.runner import OverlayRunner, Step
 
 if TYPE_CHECKING:
+    from labctl.image.recipe import Recipe
     from labctl.image.store import Store
 
 _MOUNT = "/run/labctl-build"
+_RUN_SECONDS = 600.0
 
 
 def install(
@@ -51,6 +53,27 @@ def install(
     _apt(layers, upper, aside, ("update",), line)
     _apt(layers, upper, aside, ("install", "-y", *packages), line)
     return sorted(set(_versions((*layers, upper))) - before)
+
+
+def run(store: Store, base: Image, recipe: Recipe, upper: Path) -> None:
+    """Run the recipe's own commands in the image, without a network; `upper` is its layer so far.
+
+    Raises LabError with the command and its last lines.
+    """
+    layers = store.rootfs(base)
+    for command in recipe.run:
+        last: list[str] = []
+
+        def output(chunk: bytes, last: list[str] = last) -> None:
+            last.extend(chunk.decode(errors="replace").splitlines())
+            del last[:-12]
+
+        step = Step(("sh", "-ec", command), ("LC_ALL=C.UTF-8",), network=False, timeout=_RUN_SECONDS)
+        if code := OverlayRunner().run(layers, upper, step, output):
+            raise LabError(
+                f"the recipe {recipe.name}: `{command}` failed with {code}:\n" + "\n".join(last),
+                hint=f"mend it in {recipe.path}",
+            )
 
 
 def _apt(

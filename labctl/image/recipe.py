@@ -52,6 +52,7 @@ class Recipe:
     remove: tuple[str, ...] = ()
     directories: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, RecipeFile] = field(default_factory=dict)
+    run: tuple[str, ...] = ()  # for `install`: shell commands in the image, once all files are there
     config: ImageConfig = field(default_factory=ImageConfig)
 
     def key(self, release: str, arch: str, base: str = "") -> str:
@@ -72,7 +73,9 @@ class Recipe:
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:32]
 
     def _content(self) -> tuple[Any, ...]:
+        run = (self.run,) if self.run else ()  # else the digests of recipes without it would change
         return (
+            *run,
             self.method,
             self.packages,
             self.base,
@@ -141,6 +144,7 @@ _KEYS = {
     "remove": list,
     "directories": dict,
     "files": dict,
+    "run": list,
     "config": dict,
 }
 _CONFIG_KEYS = {
@@ -186,6 +190,8 @@ def load(path: Path) -> Recipe:
         raise _wrong(path, "method", f"must be one of {', '.join(METHODS)}")
     if (method == "install") != bool(fields.get("from")):
         raise _wrong(path, "from", "belongs to the method install, and must be there for it")
+    if fields.get("run") and method != "install":
+        raise _wrong(path, "run", "belongs to the method install: the other two run nothing in the image")
     config = _checked(path, fields.get("config", {}), _CONFIG_KEYS, "config.")
     return Recipe(
         name=path.parent.name,
@@ -205,6 +211,7 @@ def load(path: Path) -> Recipe:
             for key, value in fields.get("directories", {}).items()
         },
         files={_inside(path, key): _file(path, key, value) for key, value in fields.get("files", {}).items()},
+        run=_texts(fields.get("run")),
         config=ImageConfig(
             entrypoint=_texts(config.get("entrypoint")),
             cmd=_texts(config.get("cmd")),
