@@ -1,4 +1,4 @@
-"""What others published, beside our own figures: only figures that are in the papers' own text.
+"""What others published, beside our own figures: only figures that could be found where SOURCES says.
 
 They were measured on other machines, with other workloads and years ago: a reader may see whether the shape
 is the same, and no more.
@@ -11,30 +11,35 @@ from dataclasses import dataclass
 from labctl.bench.numbers import number
 from labctl.bench.results import Results, Row
 
-_FELTER, _FIRECRACKER, _LIGHTVM, _GVISOR = "Felter 2015", "Firecracker 2020", "LightVM 2017", "gVisor 2019"
+_FELTER, _FIRECRACKER, _LIGHTVM, _GVISOR = "Felter 2015", "Firecracker", "LightVM 2017", "gVisor 2019"
 
+# Where a figure was read.  A paper whose own text could not be read is named with who quotes it.
 SOURCES = {
     _FELTER: (
         "W. Felter, A. Ferreira, R. Rajamony, J. Rubio: An updated performance comparison of virtual "
-        "machines and Linux containers. IEEE ISPASS 2015, doi:10.1109/ISPASS.2015.7095802 (also IBM RC25482)"
+        "machines and Linux containers. ISPASS 2015, doi:10.1109/ISPASS.2015.7095802 (also IBM RC25482), "
+        "its sections on the network, as retold in github.com/rhiswell/container-networking-notes, "
+        "paper-notes/ispass15-vm-vs-container.md"
     ),
     _FIRECRACKER: (
-        "A. Agache et al.: Firecracker: lightweight virtualization for serverless applications. "
-        "USENIX NSDI 2020"
+        "SPECIFICATION.md of github.com/firecracker-microvm/firecracker: one processor, 128 MiB, a minimal "
+        "kernel, no serial console. The paper is A. Agache et al.: Firecracker: lightweight virtualization "
+        "for serverless applications. USENIX NSDI 2020"
     ),
     _LIGHTVM: (
         "F. Manco et al.: My VM is lighter (and safer) than your container. ACM SOSP 2017, "
-        "doi:10.1145/3132747.3132763"
+        "doi:10.1145/3132747.3132763: its abstract"
     ),
     _GVISOR: (
-        "E. G. Young et al.: The true cost of containing: a gVisor case study. USENIX HotCloud 2019"
+        "E. G. Young et al.: The true cost of containing: a gVisor case study. USENIX HotCloud 2019, as "
+        "quoted in github.com/GWU-Advanced-OS/project-project-gvisor, research/performance.md"
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Published:
-    """One figure of a paper.  `ours` is the key of our nearest row; `ratio`: it is over the bare host."""
+    """One figure of a source.  `ours` is the key of our nearest row; `ratio`: it is over the bare host."""
 
     source: str
     what: str
@@ -43,18 +48,20 @@ class Published:
     ratio: bool = False
 
 
-_COMPRESS, _LU, _START = "cpu.compress.seconds", "cpu.lu.rate", "lifecycle.restart.start"
+_BULK, _LATENCY = "network.bulk-host-in-1.rate", "network.rr-host.median"
+_START = "lifecycle.restart.start"
 
 FIGURES = (
-    Published(_FELTER, "speed of a compression (PXZ), Docker over native", "0.96×", _COMPRESS, True),
-    Published(_FELTER, "speed of a compression (PXZ), untuned KVM over native", "0.78×", _COMPRESS, True),
-    Published(_FELTER, "Linpack, Docker over native", "1.00×", _LU, True),
-    Published(_FELTER, "Linpack, untuned KVM over native", "0.83×", _LU, True),
-    Published(_FIRECRACKER, "boot of a microVM to its application's code", "at most 125 ms", _START),
-    Published(_FIRECRACKER, "memory of a microVM beyond the guest's own", "about 3 MB", "cost.idle.pss"),
-    Published(_LIGHTVM, "boot of a unikernel's VM", "2.3 ms", _START),
-    Published(_GVISOR, "time of a simple system call, gVisor over native", "at least 2.2×",
-              "kernel.syscall.time", True),
+    Published(_FELTER, "bulk TCP over a 10 Gbit/s link, Docker or KVM over native (the link was the limit)",
+              "1.00×", _BULK, True),
+    Published(_FELTER, "time of a request and its response, Docker with NAT over native", "about 2×",
+              _LATENCY, True),
+    Published(_FELTER, "time of a request and its response, KVM over native", "1.8×", _LATENCY, True),
+    Published(_FIRECRACKER, "start of a microVM to its init", "at most 125 ms", _START),
+    Published(_FIRECRACKER, "memory of a microVM without the guest's own (ours: with it)", "at most 5 MiB",
+              "cost.idle.pss"),
+    Published(_LIGHTVM, "boot of a VM with a unikernel", "2.3 ms", _START),
+    Published(_GVISOR, "time of a simple system call, gVisor over runc", "2.2×", "kernel.syscall.time", True),
 )  # fmt: skip
 
 
@@ -67,10 +74,8 @@ def table(results: Results) -> list[tuple[Published, dict[str, str]]]:
 def _ours(item: Published, row: Row) -> dict[str, str]:
     found = {}
     for name, cell in row.cells.items():
-        if item.ratio and cell.ratio and cell.ratio.ratio:
-            # The paper gives speeds where we give the time of a fixed piece of work.
-            speed = item.ours == _COMPRESS
-            found[name] = f"{number(1 / cell.ratio.ratio if speed else cell.ratio.ratio)}×"
+        if item.ratio and cell.ratio:
+            found[name] = f"{number(cell.ratio.ratio)}×"
         elif not item.ratio and cell.summary:
             found[name] = f"{number(cell.summary.median)} {row.unit}"
     return found

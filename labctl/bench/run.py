@@ -58,6 +58,8 @@ class Run:
         self._probed = 0.0
         self._pace = _FIRST_GUESS
         self._deadline = time.monotonic() + plan.budget if plan.budget else float("inf")
+        # Seconds that a long task leaves to each later one; a number of runs that was asked for is made.
+        self._share = 0.0 if plan.runs else plan.budget / max(1, len(tasks))
 
     def all(self) -> None:
         """Run every task.  Raises LabError when samples can't be written; what was measured is kept."""
@@ -69,7 +71,7 @@ class Run:
         todo = [task for task in self._tasks if task.key not in ended]
         for number, task in enumerate(todo):
             self._tell(task, number + 1 + len(ended), len(todo) - number)
-            self._turns(task, self._plan.least, self._deadline)
+            self._turns(task, self._plan.least, self._deadline - self._share * (len(todo) - number - 1))
             if self._plan.runs or task.early or self._precise(task) or not self._still_open(task):
                 self._end(task)
         wide = [task for task in todo if task.key not in self._ended]

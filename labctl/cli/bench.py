@@ -20,6 +20,34 @@ if TYPE_CHECKING:
     from labctl.bench.regression import Compared
 
 
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROFILE|LAB",
+        help="A profile to bring up, or a lab that is up.",
+        autocompletion=names.complete_profile,
+    ),
+]
+Suites = Annotated[
+    list[str],
+    typer.Option(
+        "--suite", metavar="SUITE", help="quick, full, a suite, SUITE.BENCHMARK or a YAML file.  [quick]"
+    ),
+]
+Runs = Annotated[
+    int, typer.Option("--runs", metavar="N", help="So many runs each; 0: as --precision asks for.")
+]
+Precision = Annotated[
+    str, typer.Option("--precision", metavar="SHARE", help="Run until the interval is ± so narrow.")
+]
+Budget = Annotated[
+    str, typer.Option("--budget", metavar="TIME", help="Spend at most so long.  [quick 4m, else 1h]")
+]
+Baseline = Annotated[
+    str, typer.Option("--baseline", metavar="PLACE", help="host, a node to compare with, or none.")
+]
+
+
 class _Bench(typer.Typer):
     """`labctl bench PROFILE` is `labctl bench run PROFILE`."""
 
@@ -80,32 +108,12 @@ def _plan(suites: list[str], runs: int, precision: str, budget: str, baseline: s
 @verb()
 def run(
     session: Session,
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROFILE|LAB",
-            help="A profile to bring up, or a lab that is up.",
-            autocompletion=names.complete_profile,
-        ),
-    ],
-    suite: Annotated[
-        list[str],
-        typer.Option(
-            "--suite", metavar="SUITE", help="quick, full, a suite, SUITE.BENCHMARK or a YAML file.  [quick]"
-        ),
-    ] = [],  # noqa: B006
-    runs: Annotated[
-        int, typer.Option("--runs", metavar="N", help="So many runs each; 0: as --precision asks for.")
-    ] = 0,
-    precision: Annotated[
-        str, typer.Option("--precision", metavar="SHARE", help="Run until the interval is ± so narrow.")
-    ] = "5%",
-    budget: Annotated[
-        str, typer.Option("--budget", metavar="TIME", help="Spend at most so long.  [quick 4m, else 1h]")
-    ] = "",
-    baseline: Annotated[
-        str, typer.Option("--baseline", metavar="PLACE", help="host, a node to compare with, or none.")
-    ] = "host",
+    what: What,
+    suite: Suites = [],  # noqa: B006
+    runs: Runs = 0,
+    precision: Precision = "5%",
+    budget: Budget = "",
+    baseline: Baseline = "host",
     out: Annotated[
         str, typer.Option("--out", metavar="DIR", help="Where results go; an unfinished run there goes on.")
     ] = "",

@@ -87,7 +87,8 @@ def seconds(value: float | None) -> str:
     if value < 60:
         return f"{value:.1f} s"
     if value < 3600:
-        return f"{value // 60:.0f} min {value % 60:.0f} s"
+        minutes, rest = divmod(round(value), 60)
+        return f"{minutes} min {rest} s"
     return f"{value / 3600:.1f} h" if value < 86400 else f"{value / 86400:.1f} d"
 
 
