@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import fields
@@ -18,7 +19,6 @@ from labctl.resource.codec import plain
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Ledger
 from labctl.resource.protocol import Resource, Signed, key_of
-from labctl.runtime import jsonio
 from labctl.tiers.record import NodeRecord
 
 
@@ -56,7 +56,7 @@ def remember(
             "facts": facts,
             "answer": {"status": plain(status), "changes": plain(kept)},
         }
-        _write(options.home.state / again.FOLDER, status.id, again.key(watch.words), jsonio.dumps(note))
+        _write(options.home.state / again.FOLDER, status.id, again.key(watch.words), json.dumps(note))
     except (OSError, LabError):
         return
 

@@ -39,7 +39,7 @@ def filter_of(config: Config) -> bytes:
     profile = (config.get("linux") or {}).get("seccomp")
     if not profile:
         return b""
-    key = marshal.dumps(profile)
+    key = marshal.dumps(profile, 2)  # later versions write equal things in several ways
     if key not in _filters:
         _filters[key] = seccomp.compile_filter(profile)
     return _filters[key]
