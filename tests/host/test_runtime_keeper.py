@@ -51,6 +51,10 @@ def test_one_that_runs_is_left_alone_and_one_that_ended_starts_again(rig: Rig) -
     first = rig.start("one", "echo up >>/root/starts; sleep 1000 & wait")
     assert rig.client.launch([rig.bundle("one", "exec sleep 1000")]) == {"one": ""}
     assert rig.client.states()["one"].pid == first.pid
+    end = time.monotonic() + 20
+    while rig.run("one", "cat", "/root/starts")[1] != "up\n":
+        assert time.monotonic() < end
+        time.sleep(0.02)
     rig.client.kill("one", 9)
     assert rig.client.wait("one", 10) == 137
     assert rig.client.states()["one"].status == "stopped"
