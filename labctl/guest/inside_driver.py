@@ -120,6 +120,18 @@ def _text(path: str, text: str) -> None:
         file.write(text)
 
 
+def update(request: dict[str, Any]) -> dict[str, str]:
+    """Give a running container other limits; name → error text."""
+    from labctl.runtime.errors import ContainerError
+
+    try:
+        _client().update(request["name"], request["limits"])
+        _text(os.path.join(request["folder"], "config.json"), request["config"])
+    except (ContainerError, OSError) as error:
+        return {request["name"]: str(error)}
+    return {}
+
+
 def remove(request: dict[str, Any]) -> dict[str, str]:
     """End containers and remove all that is theirs; name → error text."""
     import shutil
@@ -342,7 +354,7 @@ def _frame(out: IO[bytes], mark: bytes, data: bytes) -> None:
         out.write(mark + b"%08x" % len(part) + part)
 
 
-_ANSWERS = {"make": make, "remove": remove, "keep": keep, "xattrs": xattrs}
+_ANSWERS = {"make": make, "update": update, "remove": remove, "keep": keep, "xattrs": xattrs}
 _STREAMS = {"exec": execute, "tree": tree, "logs": logs}
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from labctl.errors import LabError, UsageError
+from labctl.lab import nesting
 from labctl.lab.model import InterfaceStatus, LabStatus, NetworkStatus, NodeStatus, Options
 from labctl.looks import Look, Presence
 from labctl.resource import executor
@@ -88,7 +89,8 @@ def status_of(
 ) -> tuple[NodeStatus, ...]:
     """The nodes' states: what the ledger says was done, corrected by what the host says is there."""
     rows = {} if planned_only else {row.key: row for row in ledger.resources(lab)}
-    looks = _looks([rows[r.main_key] for r in records.values() if r.main_key in rows])
+    made = [record for record in records.values() if record.main_key in rows]
+    looks = nesting.looks(made, lambda some: _looks([rows[record.main_key] for record in some]))
     return tuple(_node(record, rows, looks.get(record.main_key)) for record in records.values())
 
 

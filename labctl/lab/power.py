@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from labctl.errors import Failures, LabError, TimedOut, UsageError
 from labctl.events import Emit, NodePhase, Note, silent
+from labctl.lab import nesting
 from labctl.lab.looking import lab_status, opened, record_named
 from labctl.lab.model import Options
 from labctl.resource import executor
 from labctl.resource.ledger import LabRow, Ledger, Row
 from labctl.resource.lock import locked
+from labctl.resource.protocol import Resource
 from labctl.tiers.record import NodeRecord
 from labctl.workers import Pool
 
@@ -21,19 +23,28 @@ POLL_SECONDS = 0.1
 
 
 def start(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:
-    """Start stopped nodes and wait until they are ready again; running ones are left as they are."""
-    _each(targets, options, "start", emit, _start)
+    """Start stopped nodes, and what is inside machines that were off, and wait until they are ready again.
+
+    Running ones are left as they are.  Raises Failures, Busy.
+    """
+    with _held(targets, options, "start") as (ledger, found):
+        off = [node for node in found if not _main(ledger, node).look().there]
+        _each(ledger, nesting.machines_first(nesting.with_inside(ledger, found, off)), "start", emit, _start)
 
 
 def stop(targets: Sequence[Target], options: Options, emit: Emit = silent, *, force: bool = False) -> None:
-    """Ask nodes to end, and end them after their stop_timeout (at once with `force`); disks are kept."""
-    _each(
-        targets,
-        options,
-        "stop",
-        emit,
-        lambda ledger, row, record, tell: _stop(ledger, row, record, tell, force),
-    )
+    """Ask nodes, and before a machine what is inside it, to end, and end them after their stop_timeout (at
+    once with `force`); disks are kept.  Raises Failures, Busy."""
+    with _held(targets, options, "stop") as (ledger, found):
+        if not force:
+            found = nesting.with_inside(ledger, found, found)
+        _each(
+            ledger,
+            nesting.inside_first(found),
+            "stop",
+            emit,
+            lambda books, row, record, tell: _stop(books, row, record, tell, force),
+        )
 
 
 def restart(targets: Sequence[Target], options: Options, emit: Emit = silent, *, force: bool = False) -> None:
@@ -43,46 +54,73 @@ def restart(targets: Sequence[Target], options: Options, emit: Emit = silent, *,
 
 
 def pause(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:
-    """Freeze nodes: their memory stays, their CPUs rest."""
-    _each(targets, options, "pause", emit, lambda *four: _freeze(*four, on=True))
+    """Freeze nodes: their memory stays, their CPUs rest.  Raises Failures, Busy."""
+    with _held(targets, options, "pause") as (ledger, found):
+        _each(ledger, nesting.inside_first(found), "pause", emit, lambda *four: _freeze(*four, on=True))
 
 
 def resume(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:
-    """Let paused nodes go on."""
-    _each(targets, options, "resume", emit, lambda *four: _freeze(*four, on=False))
+    """Let paused nodes go on.  Raises Failures, Busy."""
+    with _held(targets, options, "resume") as (ledger, found):
+        _each(ledger, nesting.machines_first(found), "resume", emit, lambda *four: _freeze(*four, on=False))
 
 
-def _each(
-    targets: Sequence[Target],
-    options: Options,
-    verb: str,
-    emit: Emit,
-    act: Callable[[Ledger, LabRow, NodeRecord, Emit], None],
-) -> None:
-    """Do it to every node, several at once, holding the labs' locks.  Raises Failures, Busy."""
+@contextmanager
+def _held(
+    targets: Sequence[Target], options: Options, verb: str
+) -> Iterator[tuple[Ledger, list[nesting.Placed]]]:
+    """The nodes of a command, while it holds the locks of their labs.  Raises UsageError, Busy."""
     with opened(options) as ledger, ExitStack() as stack:
         found = [record_named(ledger, lab, node) for lab, node in targets]
         for record in (record for _, record in found if record.skipped):
             raise UsageError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
         for name in dict.fromkeys(row.id for row, _ in found):
             stack.enter_context(locked(options.home.state / "locks" / name, verb, wait=options.wait))
+        yield ledger, found
+
+
+def _each(
+    ledger: Ledger,
+    levels: Sequence[Sequence[nesting.Placed]],
+    verb: str,
+    emit: Emit,
+    act: Callable[[Ledger, LabRow, NodeRecord, Emit], None],
+) -> None:
+    """Do it to every node, level after level, several of one level at once.  Raises Failures.
+
+    What is inside a machine that failed is left out: it would only fail in its turn.
+    """
+    failures: list[LabError] = []
+    failed: set[tuple[str, str]] = set()
+    for level in levels:
         with Pool(8) as pool:
-            jobs = [(record, pool.submit(act, ledger, row, record, emit)) for row, record in found]
-            failures: list[LabError] = []
-            for record, job in jobs:
+            jobs = [
+                (row, record, pool.submit(act, ledger, row, record, emit))
+                for row, record in level
+                if (row.id, record.inside) not in failed
+            ]
+            for row, record, job in jobs:
                 try:
                     job.result()
                 except LabError as error:
+                    failed.add((row.id, record.name))
                     failures.append(type(error)(f"{record.name}: {error.message}", hint=error.hint))
-        if len(failures) == 1:
-            raise failures[0]
-        if failures:
-            raise Failures(f"{verb} failed for {len(failures)} nodes", failures)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise Failures(f"{verb} failed for {len(failures)} nodes", failures)
+
+
+def _main(ledger: Ledger, node: nesting.Placed) -> Resource:
+    """What the node is on the host: its machine or container.  Raises LabError when it wasn't made."""
+    row, record = node
+    return executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
 
 
 def _start(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit) -> None:
     rows = {r.key: r for r in ledger.resources(row.id)}
     main = executor.load(_row(rows, record))
+    nesting.need_machine(ledger, (row, record))
     if main.look().there:
         return
     emit(NodePhase(row.id, record.name, "starting"))
@@ -106,7 +144,11 @@ def _row(rows: dict[str, Row], record: NodeRecord) -> Row:
 
 def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bool) -> None:
     timeout = 0.0 if force else record.stop_timeout
-    main = executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
+    main = _main(ledger, (row, record))
+    if nesting.machine_state(ledger, (row, record)) == "stopped":
+        emit(NodePhase(row.id, record.name, "stopped"))  # with its machine
+        return
+    nesting.need_machine(ledger, (row, record))
     if record.tier == "container":
         from labctl.tiers import machines
 
@@ -136,7 +178,10 @@ def _power_off(record: NodeRecord) -> None:
 
 
 def _freeze(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, *, on: bool) -> None:
-    main = executor.load(_row({r.key: r for r in ledger.resources(row.id)}, record))
+    main = _main(ledger, (row, record))
+    if on and nesting.machine_state(ledger, (row, record)) == "paused":
+        return  # with its machine
+    nesting.need_machine(ledger, (row, record))
     if record.tier != "container":
         from labctl.hypervisor import power
         from labctl.hypervisor.domain import Domain

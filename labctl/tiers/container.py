@@ -309,16 +309,14 @@ class ContainerNode:
 
     def change(self, old: ContainerNode) -> bool:
         """Limits change while it runs; anything else means another container."""
-        new, was = json.loads(self.config), json.loads(old.config)
-        limits = new["linux"].pop("resources", {})
-        was["linux"].pop("resources", {})
-        if new != was or replace(self, config="", stop_timeout=0.0) != replace(
+        limits = changed_limits(self.config, old.config)
+        if limits is None or replace(self, config="", stop_timeout=0.0) != replace(
             old, config="", stop_timeout=0.0
         ):
             return False
         client = KeeperClient(Path(self.run_root))
         state = client.states().get(self.name)
-        if state is None or state.status == "stopped" or not _keeps_limits(self, old):
+        if state is None or state.status == "stopped":
             return False
         try:
             client.update(self.name, limits)
@@ -353,10 +351,13 @@ def _put(path: str, text: str) -> None:
         file.write(text)
 
 
-def _keeps_limits(new: ContainerNode, old: ContainerNode) -> bool:
-    """Whether every limit that was there is still there: one that is taken away needs a new container."""
-    limits = [json.loads(item.config)["linux"].get("resources", {}) for item in (new, old)]
-    return set(limits[0]) >= set(limits[1])
+def changed_limits(new: str, old: str) -> dict[str, Any] | None:
+    """The limits of a config.json that differs from an old one in these alone; None when anything else
+    differs, and when a limit is taken away, which needs a new container."""
+    after, before = json.loads(new), json.loads(old)
+    limits: dict[str, Any] = after["linux"].pop("resources", {})
+    former = before["linux"].pop("resources", {})
+    return limits if after == before and set(limits) >= set(former) else None
 
 
 def _look_of(state: Any) -> Look:

@@ -21,7 +21,7 @@ from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.records import dataclass
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, record_of, waits_for
-from labctl.tiers.container import config_of, etc_files, net_of
+from labctl.tiers.container import changed_limits, config_of, etc_files, net_of
 from labctl.tiers.context import NodeFacts, Planned
 from labctl.tiers.record import SshPlace
 from labctl.tiers.seed import Seed, seed_of, write_tar
@@ -153,6 +153,18 @@ class InsideContainer:
         for name, error in _by_machine(items, look).items():
             looks[name] = Look(Presence.ABSENT, str(error))
         return looks
+
+    def change(self, old: InsideContainer) -> bool:
+        """Limits change while it runs; anything else means another container.  Raises LabError."""
+        limits = changed_limits(self.config, old.config)
+        if limits is None or replace(self, config="") != replace(old, config="") or not self.look().there:
+            return False
+        one = {"name": self.name, "folder": self.folder, "config": self.config, "limits": limits}
+        link = _link(self)
+        link.prepare({})  # the runtime there may be an older labctl's
+        for text in link.call("update", one).values():
+            raise LabError(f"container {self.name}: its limits can't be changed: {text}")
+        return True
 
     def unmake(self) -> None:
         """End it and remove what it has in the VM; with a VM that is gone all of it is gone."""
