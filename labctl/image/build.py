@@ -278,11 +278,11 @@ class _Builder:
         if full == "/":
             self._empty(stage, step)
             return
-        words = {"do": "folder", "target": full}
+        words = {"do": "folder", "target": full, "user": stage.config.user}
         self.layer(
             stage,
             step,
-            key_of(stage.key, "WORKDIR", full),
+            key_of(stage.key, "WORKDIR", words),
             lambda upper: self.child(stage, step, upper, words),
         )
 
@@ -299,7 +299,7 @@ class _Builder:
 
         def work(upper: Path) -> None:
             said = _Lines(self.emit)
-            layers = [self.store.layers.unpacked(layer) for layer in stage.layers]
+            layers = self.store.layers.stack(stage.layers)
             try:
                 with self.mounts.ready(mounts, upper) as (places, added):
                     order = Step(
@@ -364,7 +364,7 @@ class _Builder:
         for name in ("work", "root", "from"):
             (upper.parent / name).mkdir(exist_ok=True)
         full = {
-            "layers": [str(self.store.layers.unpacked(layer)) for layer in stage.layers],
+            "layers": [str(path) for path in self.store.layers.stack(stage.layers)],
             "upper": str(upper),
             "work": str(upper.parent / "work"),
             "root": str(upper.parent / "root"),

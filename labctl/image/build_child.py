@@ -24,6 +24,7 @@ from labctl.runtime.errors import ContainerError
 from labctl.runtime.users import look_up
 
 _CHUNK = 1 << 20
+_CAPABILITIES = "security.capability"
 
 
 class Refused(Exception):
@@ -31,10 +32,16 @@ class Refused(Exception):
 
 
 class Copier:
-    """Copies into the tree `into`; `owner` None keeps the owners of the source."""
+    """Copies into the tree `into`; `owner` None keeps the owners of the source.
 
-    def __init__(self, into: Beneath, owner: tuple[int, int] | None, mode: int | None) -> None:
-        self.into, self.owner, self.mode = into, owner, mode
+    `foreign` is for files of the build's folder: whose owner changes without being asked lose set-uid and
+    set-gid, as with Docker and buildah.
+    """
+
+    def __init__(
+        self, into: Beneath, owner: tuple[int, int] | None, mode: int | None, *, foreign: bool = False
+    ) -> None:
+        self.into, self.owner, self.mode, self.foreign = into, owner, mode, foreign
         self.links: dict[tuple[int, int], str] = {}
 
     def make_folder(self, path: str, owner: tuple[int, int] = (0, 0)) -> None:
@@ -66,7 +73,6 @@ class Copier:
 
     def tree(self, source: Beneath, path: str, target: str, left_out: Any) -> None:
         """The content of a folder into the folder `target`."""
-        self.make_folder(target, self.owner or (0, 0))
         descriptor = source.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             names = sorted(os.listdir(descriptor))  # noqa: PTH208 - Path knows no descriptors
@@ -89,25 +95,35 @@ class Copier:
         out = left_out(path)
         parent, _, name = goal.rpartition("/")
         if not out:
+            self.make_folder(parent, self.owner or (0, 0))
             try:
                 os.mkdir(name, 0o755, dir_fd=self.into.folder(parent))
             except FileExistsError:
                 if not self.is_folder(goal):
                     raise Refused(f"/{goal} is in the image and no folder") from None
-        if not out or left_out.takes_back:
-            self.tree(source, path, goal, left_out)
-        if not out and self.is_folder(goal):
-            self.dress(goal, status)
+        # Of a folder that is left out comes only what a later rule takes back in, with what leads to it.
+        self.tree(source, path, goal, left_out)
+        if not out:
+            read = source.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            write = self.into.open(goal, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self._dress(read, write, status)
+            finally:
+                os.close(read)
+                os.close(write)
 
-    def dress(self, goal: str, status: os.stat_result) -> None:
-        """Give a folder the owner, mode and time of the one it is a copy of."""
-        descriptor = self.into.open(goal, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fchown(descriptor, *(self.owner or (status.st_uid, status.st_gid)))
-            os.fchmod(descriptor, self._mode(status))
-            os.utime(descriptor, ns=(status.st_mtime_ns, status.st_mtime_ns))
-        finally:
-            os.close(descriptor)
+    def _dress(self, read: int, write: int, status: os.stat_result) -> None:
+        """Give a file or folder the owner, mode, attributes and time of the one it is a copy of."""
+        os.fchown(write, *(self.owner or (status.st_uid, status.st_gid)))
+        mode = stat.S_IMODE(status.st_mode)
+        if self.foreign and stat.S_ISREG(status.st_mode):
+            mode &= ~(stat.S_ISUID | stat.S_ISGID)
+        os.fchmod(write, mode if self.mode is None else self.mode)
+        for key in os.listxattr(read):
+            # After the owner: a new one takes a program's capabilities away.
+            if (key.startswith("user.") and not key.startswith("user.overlay.")) or key == _CAPABILITIES:
+                os.setxattr(write, key, os.getxattr(read, key))
+        os.utime(write, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
     def entry(self, source: Beneath, path: str, goal: str, status: os.stat_result) -> None:
         """One file, link or device to exactly that path, replacing what is there (but no folder)."""
@@ -126,7 +142,7 @@ class Copier:
             before, _, last = path.rpartition("/")
             os.symlink(os.readlink(last, dir_fd=source.folder(before)), name, dir_fd=into)
         elif stat.S_ISREG(status.st_mode):
-            self._file(source, path, into, name, status, owner)
+            self._file(source, path, into, goal, status)
             return
         elif stat.S_ISFIFO(status.st_mode):
             os.mkfifo(name, dir_fd=into)
@@ -137,9 +153,17 @@ class Copier:
         os.chown(name, *owner, dir_fd=into, follow_symlinks=False)
         os.utime(name, ns=(status.st_mtime_ns,) * 2, dir_fd=into, follow_symlinks=False)
 
-    def _file(
-        self, source: Beneath, path: str, into: int, name: str, status: os.stat_result, owner: tuple[int, int]
-    ) -> None:
+    def _file(self, source: Beneath, path: str, into: int, goal: str, status: os.stat_result) -> None:
+        name = goal.rpartition("/")[2]
+        key = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and key in self.links:
+            before, _, last = self.links[key].rpartition("/")
+            held = os.dup(into)  # it lasts only to the next folder
+            try:
+                os.link(last, name, src_dir_fd=self.into.folder(before), dst_dir_fd=held)
+            finally:
+                os.close(held)
+            return
         read = source.open(path, os.O_RDONLY)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         write = os.open(name, flags, 0o600, dir_fd=into)
@@ -148,15 +172,12 @@ class Copier:
                 view = memoryview(chunk)
                 while view:
                     view = view[os.write(write, view) :]
-            os.fchown(write, *owner)
-            os.fchmod(write, self._mode(status))
-            os.utime(write, ns=(status.st_mtime_ns, status.st_mtime_ns))
+            self._dress(read, write, status)
         finally:
             os.close(read)
             os.close(write)
-
-    def _mode(self, status: os.stat_result) -> int:
-        return stat.S_IMODE(status.st_mode) if self.mode is None else self.mode
+        if status.st_nlink > 1:
+            self.links[key] = goal
 
 
 def matches(source: Beneath, pattern: str, left_out: Any) -> list[str]:
@@ -198,7 +219,8 @@ def _matching(source: Beneath, folder: str, part: str, left_out: Any) -> list[st
 def copy(words: dict[str, Any], into: Beneath, source: Beneath) -> None:
     """Carry out one COPY or ADD."""
     left_out = Ignore(words["ignore"])
-    copier = Copier(into, _owner(words["chown"], words["root"], words["keep_owner"]), words["mode"])
+    keep = words["keep_owner"]
+    copier = Copier(into, _owner(words["chown"], words["root"], keep), words["mode"], foreign=not keep)
     target = clean(words["target"])
     sources = [path for pattern in words["sources"] for path in matches(source, pattern, left_out)]
     as_folder = words["target"].endswith("/") or words["as_folder"] or copier.is_folder(target)
@@ -207,10 +229,9 @@ def copy(words: dict[str, Any], into: Beneath, source: Beneath) -> None:
     for path in sources:
         status = _status(source, path)
         if stat.S_ISDIR(status.st_mode):
-            fresh = not copier.is_folder(target)
+            copier.links.clear()  # between two sources, names of one file are files of their own
+            copier.make_folder(target, copier.owner or (0, 0))
             copier.tree(source, path, target, left_out)
-            if fresh:
-                copier.dress(target, status)
         else:
             if as_folder:
                 copier.make_folder(target, copier.owner or (0, 0))
@@ -255,6 +276,14 @@ def _owner(text: str, root: str, keep: bool) -> tuple[int, int] | None:
     return (uid, gid) if colon else (uid, uid)
 
 
+def _user(user: str, root: str) -> tuple[int, int]:
+    """Whom a WORKDIR belongs to: the USER, as long as there is one; only RUN asks for a user that exists."""
+    try:
+        return look_up(user or "0", f"{root}/etc")[:2]
+    except ContainerError:
+        return 0, 0
+
+
 def main() -> int:
     """Do what argv[1] says."""
     words: dict[str, Any] = json.loads(sys.argv[1])
@@ -269,7 +298,8 @@ def main() -> int:
         mount_layers(words["layers"], words["root"], words["upper"], words["work"])
         with Beneath(words["root"]) as into:
             if words["do"] == "folder":
-                Copier(into, None, None).make_folder(clean(words["target"]))
+                owner = _user(words["user"], words["root"])
+                Copier(into, None, None).make_folder(clean(words["target"]), owner)
             elif words["do"] == "extract":
                 extract(words, into)
             else:

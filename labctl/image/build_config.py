@@ -45,8 +45,8 @@ def label(stage: Stage, step: Instruction) -> None:
 
 
 def maintainer(stage: Stage, step: Instruction) -> None:
-    """MAINTAINER: out of use; kept as the label that the reference recommends."""
-    stage.change(labels={**stage.config.labels, "maintainer": step.rest})
+    """MAINTAINER: the image's author; out of use, since LABEL maintainer=… says the same."""
+    stage.change(author=step.rest)
 
 
 def user(stage: Stage, step: Instruction) -> None:
@@ -78,13 +78,13 @@ def volume(stage: Stage, step: Instruction) -> None:
 
 
 def stopsignal(stage: Stage, step: Instruction) -> None:
-    """STOPSIGNAL: a name or a number."""
-    name = stage.word(step, step.rest).upper()
-    full = name if name.isdigit() or name.startswith("SIG") else f"SIG{name}"
+    """STOPSIGNAL: a name or a number, kept as it is written."""
+    name = stage.word(step, step.rest)
+    full = name.upper() if name.isdigit() or name.upper().startswith("SIG") else f"SIG{name.upper()}"
     known = (full.isdigit() and 0 < int(full) < 65) or full in signal.Signals.__members__
     if not known and not re.fullmatch(r"SIGRTM(IN|AX)([+-]\d+)?", full):
         raise step.wrong(f"{step.rest} is no signal")
-    stage.change(stop_signal=full)
+    stage.change(stop_signal=name)
 
 
 def shell(stage: Stage, step: Instruction) -> None:
@@ -131,6 +131,8 @@ def healthcheck(stage: Stage, step: Instruction) -> None:
     """HEALTHCHECK NONE, or HEALTHCHECK [options] CMD …; times in nanoseconds, as the format has them."""
     kind, _, rest = step.rest.partition(" ")
     if kind.upper() == "NONE":
+        if rest.strip():
+            raise step.wrong("NONE stands alone")
         stage.change(healthcheck={"Test": ["NONE"]})
         return
     if kind.upper() != "CMD" or not rest.strip():

@@ -99,9 +99,11 @@ class Files:
         """What to do, and what decides its result."""
         if "from" in step.flags:
             layers, key = self.other(stage, step, step.flags["from"])
-            unpacked = [str(self.builder.store.layers.unpacked(layer)) for layer in layers]
-            job = {**words, "sources": sources, "from_layers": unpacked, "keep_owner": True}
-            return [job] if sources else [], [key, sources]
+            unpacked = [str(path) for path in self.builder.store.layers.stack(layers)]
+            # In an image, ".." of its root is the root.
+            inside = [os.path.normpath(f"/{source}") for source in sources]
+            job = {**words, "sources": inside, "from_layers": unpacked, "keep_owner": True}
+            return [job] if sources else [], [key, inside]
         jobs: list[dict[str, Any]] = []
         marks: list[Any] = []
         plain: list[str] = []
@@ -110,14 +112,18 @@ class Files:
                 raise step.wrong(f"{source}: git repositories are not fetched", "clone it, then COPY")
             if step.name == "ADD" and re.match(r"https?://", source):
                 job, mark = self._download(stage, step, source, words)
-            elif archive := self._archive(step, source):
-                job = {"do": "extract", "target": words["target"], "archive": str(archive)}
-                mark = content(self.context, [str(archive.relative_to(self.context))], Ignore([]))
-            else:
-                plain.append(source)
+                jobs.append(job)
+                marks.append(mark)
                 continue
-            jobs.append(job)
-            marks.append(mark)
+            # The kernel would look behind links for "..", the reference takes it away first.
+            name = os.path.normpath(source.lstrip("/") or ".")
+            found = self.found(step, [name]) if step.name == "ADD" else []
+            archives = [path for path in found if self._is_archive(path)]
+            for path in archives:
+                archive = str(self.context / path)
+                jobs.append({"do": "extract", "target": words["target"], "archive": archive})
+                marks.append(content(self.context, [path], Ignore([])))
+            plain += [path for path in found if path not in archives] if archives else [name]
         if plain:
             rules = self.ignore.lines
             jobs.append({**words, "sources": plain, "from_root": str(self.context), "ignore": rules})
@@ -134,21 +140,14 @@ class Files:
         except OSError as error:
             raise step.wrong(f"cannot read {self.context}: {error.strerror}") from None
 
-    def _archive(self, step: Instruction, source: str) -> Path | None:
-        """ADD unpacks a local tar, told by its content."""
-        if step.name != "ADD" or any(char in source for char in "*?["):
-            return None
-        for name in self.found(step, [source]):
-            path = self.context / name
-            if not path.is_file() or path.is_symlink():
-                return None
-            with path.open("rb") as file:
-                head = file.read(512)
-            if head[257:262] == b"ustar":
-                return path
-            if head.startswith(_TAR_MAGIC) and _is_packed_tar(path):
-                return path
-        return None
+    def _is_archive(self, name: str) -> bool:
+        """Whether a file of the build's folder is a tar, packed or not, told by its content."""
+        path = self.context / name
+        if not path.is_file() or path.is_symlink():
+            return False
+        with path.open("rb") as file:
+            head = file.read(512)
+        return head[257:262] == b"ustar" or (head.startswith(_TAR_MAGIC) and _is_packed_tar(path))
 
     def other(self, stage: Stage, step: Instruction, text: str) -> tuple[list[Any], str]:
         """The layers of the stage or image of that name, and a key of what is in them."""

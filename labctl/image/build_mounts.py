@@ -177,7 +177,7 @@ class Mounts:
             yield folder
 
     def _give_bind(self, mount: Mount, aside: Path) -> Mapping[str, Any]:
-        layers = [str(self.builder.store.layers.unpacked(layer)) for layer in mount.layers]
+        layers = [str(path) for path in self.builder.store.layers.stack(mount.layers)]
         place: dict[str, Any] = {"target": mount.target, "source": mount.source, "ro": True}
         if layers:
             place["layers"] = layers

@@ -10,6 +10,7 @@ from labctl.image.containerfile import Instruction
 from labctl.image.expand import BadWord, expand, expand_raw, expand_words
 from labctl.image.model import HistoryEntry, Image, ImageConfig, Layer
 from labctl.records import dataclass
+from labctl.runtime.spec import DEFAULT_PATH
 
 #: Build arguments that need no ARG, and that are kept out of history and cache (Dockerfile reference).
 PREDEFINED = frozenset(
@@ -46,9 +47,9 @@ class Stage:
     def on(cls, text: StageText, base: Image | None, architecture: str) -> Stage:
         """A stage on an image, or on nothing (`scratch`)."""
         if base is None:
-            config = ImageConfig(architecture=architecture)
-            return cls(text, config, key=f"scratch {architecture}")
-        return cls(text, replace(base.config, onbuild=()), list(base.layers), key=base.config_digest)
+            return cls(text, with_path(ImageConfig(architecture=architecture)), key=f"scratch {architecture}")
+        config = replace(with_path(base.config), onbuild=())
+        return cls(text, config, list(base.layers), key=base.config_digest)
 
     @property
     def values(self) -> dict[str, str]:
@@ -93,6 +94,13 @@ class Stage:
         """What a RUN sees: the image's ENV over the declared ARGs over the proxies that were given."""
         proxies = {name: value for name, value in build_args.items() if name in PREDEFINED}
         return tuple(f"{name}={value}" for name, value in {**proxies, **self.values}.items())
+
+
+def with_path(config: ImageConfig) -> ImageConfig:
+    """The configuration with a PATH, as Docker gives one to each image that is built on one without."""
+    if "PATH" in config.environment():
+        return config
+    return replace(config, env=(DEFAULT_PATH, *config.env))
 
 
 def with_variables(env: Sequence[str], added: Mapping[str, str]) -> tuple[str, ...]:

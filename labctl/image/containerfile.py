@@ -132,7 +132,7 @@ def instruction(
     rest, flags = _flags(name, rest, where)
     if not rest and not heredocs:
         raise UsageError(f"{name} needs something behind it", where=where)
-    return Instruction(name, rest, line, file, flags, _json_words(rest), heredocs, escape)
+    return Instruction(name, rest, line, file, flags, _json_words(name, rest, where), heredocs, escape)
 
 
 def _near(name: str) -> str:
@@ -216,14 +216,16 @@ def _is_json(logical: str) -> bool:
     return bool(re.match(r"\S+\s+(--\S+\s+)*\[", logical.strip())) and logical.strip().endswith("]")
 
 
-def _json_words(rest: str) -> tuple[str, ...] | None:
-    """The words when the text is a JSON list of texts; anything else is the shell form (as Docker has it)."""
+def _json_words(name: str, rest: str, where: Where) -> tuple[str, ...] | None:
+    """The words when the text is a JSON list; what is no JSON is the shell form (as Docker has it)."""
     if not rest.startswith("["):
         return None
     try:
         words = json.loads(rest)
     except ValueError:
         return None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+    if not isinstance(words, list):
         return None
+    if not all(isinstance(word, str) for word in words):
+        raise UsageError(f"{name}: the words of the JSON form must be in double quotes", where=where)
     return tuple(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from labctl.errors import LabError, UsageError
@@ -45,6 +46,14 @@ class Layers:
                 self.folder.mkdir(mode=0o700, exist_ok=True)
                 fresh.rename(path)
         return path
+
+    def stack(self, layers: Iterable[Layer]) -> tuple[Path, ...]:
+        """The layers' folders for overlayfs, bottom first, each once.  Raises BadImage, LabError.
+
+        overlayfs takes no folder twice (ELOOP).  Of a layer that comes again, the topmost hides the others.
+        """
+        paths = [self.unpacked(layer) for layer in layers]
+        return tuple(reversed(dict.fromkeys(reversed(paths))))
 
     def adopt(self, layer: Layer, upper: Path) -> None:
         """Take the folder that the layer was packed from, instead of unpacking it again.

@@ -147,6 +147,7 @@ class ImageConfig:
     architecture: str = "amd64"
     os: str = "linux"
     created: str = ""
+    author: str = ""  # what MAINTAINER says
     healthcheck: Mapping[str, Any] | None = None
     onbuild: tuple[str, ...] = ()
     shell: tuple[str, ...] = ()
@@ -175,6 +176,7 @@ class ImageConfig:
             architecture=str(data.get("architecture") or "amd64"),
             os=str(data.get("os") or "linux"),
             created=str(data.get("created") or ""),
+            author=str(data.get("author") or ""),
             healthcheck=inner.get("Healthcheck") or None,
             onbuild=_strings(inner.get("OnBuild")),
             shell=_strings(inner.get("Shell")),
@@ -200,6 +202,7 @@ class ImageConfig:
         }
         data: dict[str, Any] = {
             "created": self.created,
+            "author": self.author,
             "architecture": self.architecture,
             "os": self.os,
             "config": {key: value for key, value in inner.items() if value},

@@ -108,10 +108,11 @@ def _copies(upper: Path, step: Step) -> list[tuple[Path, str]]:
 def _child(words: dict[str, object], step: Step, output: Output) -> int:
     program = Path(__file__).with_name("runner_child.py")
     argv = [sys.executable, "-I", "-S", str(program), json.dumps(words)]
+    given = subprocess.PIPE if step.stdin else subprocess.DEVNULL
     process = subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        argv, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    assert process.stdin and process.stdout
+    assert process.stdout
     late = threading.Event()
 
     def stop() -> None:
@@ -121,9 +122,10 @@ def _child(words: dict[str, object], step: Step, output: Output) -> int:
     timer = threading.Timer(step.timeout, stop)
     timer.start()
     try:
-        with suppress(BrokenPipeError):
-            process.stdin.write(step.stdin)
-            process.stdin.close()
+        if process.stdin:
+            with suppress(BrokenPipeError):
+                process.stdin.write(step.stdin)
+                process.stdin.close()
         while chunk := os.read(process.stdout.fileno(), 65536):
             output(chunk)
         code = process.wait()

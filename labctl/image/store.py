@@ -226,7 +226,7 @@ class Store:
         Raises BadImage when a layer is damaged or hostile, LabError when the disk is full.
         """
         with self.adding():
-            return tuple(self.layers.unpacked(layer) for layer in image.layers)
+            return self.layers.stack(image.layers)
 
     def merged_tree(self, image: Image, dest: Path) -> Path:
         """The image's files as one folder at `dest` (which must not exist): hard links, so read only.
@@ -236,7 +236,7 @@ class Store:
         from labctl.image.merge import merge
 
         with self.adding():
-            merge([self.layers.unpacked(layer) for layer in image.layers], dest)
+            merge(self.layers.stack(image.layers), dest)
         return dest
 
     def pin(self, image: Image, holder: str) -> None:

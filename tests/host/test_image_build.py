@@ -76,8 +76,8 @@ def test_configuration(store: Store, context: Path) -> None:
     config = built.image.config
     env = config.environment()
     assert (env["a"], env["b"], env["c"], env["old"]) == ("bye", "hello", "x y", "form bye")
-    assert config.labels["two"] == "t w o" and config.labels["maintainer"] == "me"
-    assert (config.working_dir, config.user, config.stop_signal) == ("/w/sub", "nobody", "SIGUSR1")
+    assert config.labels["two"] == "t w o" and config.author == "me" and "maintainer" not in config.labels
+    assert (config.working_dir, config.user, config.stop_signal) == ("/w/sub", "nobody", "usr1")
     assert config.exposed_ports == ("53/udp", "80/tcp", "8000/tcp", "8001/tcp")
     assert config.cmd == ("/bin/ash", "-c", "run $a") and config.entrypoint == ("/e", "$a")
     assert config.healthcheck == {"Test": ["CMD-SHELL", "curl x"], "Interval": 90 * 10**9, "Retries": 3}
@@ -114,6 +114,7 @@ def test_failures_name_the_place(store: Store, context: Path) -> None:
         ("FROM micro\nCOPY --from=9 a b\n", "no earlier stage"), ("FROM ${x}\n", "empty"), ("FROM micor\n", "micro"),
         ("FROM micro\nSTOPSIGNAL nope\n", "no signal"), ("FROM micro\nADD x\n", "at least one source"),
         ("FROM micro\nENV a=${x\n", "bad way"), ("FROM micro\nRUN [\"/nosuch\"]\n", "127"),
+        ("FROM micro\nCMD [\"a\", 1]\n", "double quotes"), ("FROM micro\nHEALTHCHECK NONE x\n", "stands alone"),
     ]:  # fmt: skip
         with pytest.raises(LabError) as failed:
             make(store, context, text)
@@ -146,12 +147,51 @@ def test_copy(store: Store, context: Path) -> None:
     )
     assert said == (
         ".:\nmany\nname\none.txt\ntree\n\nmany:\none.txt\ntwo.txt\n\ntree:\nf\nlink\nsub\none.txtone.txt"
-        "33:33 600\n33:33 600\n33:33 600\n5:6 644\n5:6 755\n0:0 750\nodd named/f/var\n$to\nf\nusr/bin\none.txt"
+        "33:33 755\n33:33 600\n33:33 600\n5:6 644\n5:6 755\n0:0 750\nodd named/f/var\n$to\nf\nusr/bin\none.txt"
     )
     with pytest.raises(UsageError, match="not there"):
         make(store, context, "FROM micro\nCOPY out /stolen\nCOPY out/x /y\n")
     with pytest.raises(UsageError, match=r"dockerignore|not there"):
         make(store, context, "FROM micro\nCOPY d/skip.log /\n")
+
+
+def test_folders_links_and_modes_as_docker_has_them(store: Store, context: Path) -> None:
+    """As docker 20.10's own builder and buildah leave them: compared with both of them once, then written down."""
+    (context / "d/in").mkdir(parents=True)
+    for name in ("d/in/f", "d/tool", "no/a.log", "no/keep/b"):
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        (context / name).write_text("x")
+    (context / "d/tool").chmod(0o6755)
+    os.setxattr(context / "d/tool", "user.note", b"kept")
+    (context / "d/in").chmod(0o2700)
+    (context / "d").chmod(0o700)
+    os.link(context / "d/in/f", context / "d/hard")
+    (context / ".dockerignore").write_text("no\n!no/keep\nContainerfile\n.dockerignore\n")
+    built = make(
+        store, context,
+        "FROM micro AS one\nCOPY d /a\nCOPY d /a\nRUN chmod 4755 /a/tool\n"
+        "FROM micro\nCOPY --from=one /a /b\nCOPY --chown=7:8 ./d/../d /c\nCOPY . /all\nCOPY d/in/f /w/\nCOPY d/in/f /w\n"
+        "USER www-data\nWORKDIR /home/x\nUSER 12\nWORKDIR y\nUSER root\n",
+    )  # fmt: skip
+    said = built.sh(
+        "cd /; stat -c '%n %a %u:%g' b b/in b/tool c c/in c/tool all/d/in all/no/keep/b home/x home/x/y;"
+        "stat -c '%a %u:%g %h' c/hard c/in/f b/in/f; ls all all/no; ls w"
+    )
+    assert said.splitlines() == [
+        "b 755 0:0", "b/in 2700 0:0", "b/tool 4755 0:0", "c 755 7:8", "c/in 2700 7:8", "c/tool 755 7:8",
+        "all/d/in 2700 0:0", "all/no/keep/b 644 0:0", "home/x 755 33:33", "home/x/y 755 12:0",
+        "644 7:8 2", "644 7:8 2", "644 0:0 2", "all:", "d", "no", "", "all/no:", "keep", "f",
+    ]  # fmt: skip
+    assert os.getxattr(store.rootfs(built.image)[1] / "b/tool", "user.note") == b"kept"
+
+
+def test_a_layer_that_comes_twice(store: Store, context: Path) -> None:
+    """Two steps that leave the same: overlayfs takes no folder twice."""
+    (context / "f").write_text("f")
+    text = "FROM micro\nCOPY f /\nRUN rm /f\nCOPY f /\nRUN test -f /f\n"
+    built = make(store, context, text, build_args={"SOURCE_DATE_EPOCH": "1"})
+    layers = built.image.layers
+    assert layers[1] == layers[3] and len(layers) == 4 and built.sh("cat /f") == "f"
 
 
 def test_copy_follows_no_link_out_of_anything(store: Store, context: Path) -> None:
@@ -174,10 +214,10 @@ def test_add(store: Store, context: Path) -> None:
         archive.addfile(info, io.BytesIO(b"text"))
     (context / "a.tgz").write_bytes(packed.getvalue())
     (context / "b.gz").write_bytes(b"\x1f\x8bnot a tar")
-    built = make(store, context, "FROM micro\nADD a.tgz /x\nADD b.gz /y/\nCOPY a.tgz /z\n")
+    built = make(store, context, "FROM micro\nADD a.tgz /x\nADD b.gz /y/\nCOPY a.tgz /z\nADD *.tgz b.g? /n/\n")
     assert (
-        built.sh("cat /x/in/tar; stat -c ' %u' /x/in/tar; ls /y; stat -c %s /z")
-        == f"text 7\nb.gz\n{len(packed.getvalue())}\n"
+        built.sh("cat /x/in/tar; stat -c ' %u' /x/in/tar; ls /y; stat -c %s /z; ls /n")
+        == f"text 7\nb.gz\n{len(packed.getvalue())}\nb.gz\nin\n"
     )
 
 
