@@ -191,7 +191,7 @@ class SshMachine:
                     f"{self.endpoint.where} did not start the command: {error or 'it hung up'}"
                 ) from error
             with raw(terminal):
-                session = Session(channel, self.endpoint.where)
+                session = Session(channel, self.endpoint.where, tty)
                 return session.wait(stdin, stdout, stderr, head=head, terminal=terminal, timeout=timeout)
 
     def run(

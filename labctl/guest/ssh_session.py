@@ -25,15 +25,17 @@ from labctl.guest.pipes import descriptor_of, write_all
 _BLOCK = 1 << 16
 TICK = 0.25  # seconds between looks at the clock and at the terminal's size
 _LINGER = 5.0  # seconds of silence after the exit code, while something in the background holds the output
+_END_OF_FILE = b"\x04"  # VEOF of termios(3), as every terminal has it
 CLOSE, REQUEST = 97, 98  # SSH_MSG_CHANNEL_CLOSE, SSH_MSG_CHANNEL_REQUEST
 
 
 class Session:
     """A command that was started on a channel; `wait` moves its streams and gives the exit code."""
 
-    def __init__(self, channel: Any, where: str) -> None:
+    def __init__(self, channel: Any, where: str, tty: bool = False) -> None:
         self.channel = channel
         self.where = where
+        self.tty = tty
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC)
         self._stop = threading.Event()
         self._broken: list[OSError] = []
@@ -113,7 +115,18 @@ class Session:
                 if not chunk:
                     break
                 self._send(chunk)
+            self._end_input(source)
+
+    def _end_input(self, source: Source) -> None:
+        """Say that there is no more input.
+
+        On a terminal that is its end-of-file character: dropbear since 2024 hangs the terminal up when the
+        channel's input ends, and the command with it.
+        """
+        if not self.tty:
             self.channel.shutdown_write()
+        elif source is not None:
+            self._send(_END_OF_FILE)
 
     def _send(self, data: bytes) -> None:
         view = memoryview(data)

@@ -101,7 +101,8 @@ class Vm:
         """Exit code, standard output, standard error of an SSH command."""
         send, out, err = self.ssh().exec_command(command, timeout=60, get_pty=tty)
         send.write(stdin)
-        send.channel.shutdown_write()
+        if not tty:  # the end of a terminal's input hangs it up
+            send.channel.shutdown_write()
         said, complained = out.read().decode(), err.read().decode()
         return out.channel.recv_exit_status(), said, complained
 

@@ -133,6 +133,15 @@ def test_command_that_reads_nothing(machine: SshMachine) -> None:
     os.close(write)
 
 
+def test_a_terminal_without_input_and_with_input_that_ends(machine: SshMachine) -> None:
+    out = io.BytesIO()
+    assert machine.exec(["sh", "-c", "sleep 0.2; tty; exit 3"], stdout=out, tty=True, timeout=20) == 3
+    assert b"/dev/pts/" in out.getvalue()
+    out = io.BytesIO()
+    assert machine.exec(["cat"], stdin=io.BytesIO(b"told\n"), stdout=out, tty=True, timeout=20) == 0
+    assert b"told" in out.getvalue()
+
+
 def test_timeout_ends_the_command(own: SshMachine) -> None:
     with pytest.raises(TimedOut, match=r"lab/node did not end within 0\.5 s"):
         own.exec(["sh", "-c", "exec sleep 98765"], timeout=0.5)
