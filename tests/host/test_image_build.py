@@ -214,7 +214,9 @@ def test_add(store: Store, context: Path) -> None:
         archive.addfile(info, io.BytesIO(b"text"))
     (context / "a.tgz").write_bytes(packed.getvalue())
     (context / "b.gz").write_bytes(b"\x1f\x8bnot a tar")
-    built = make(store, context, "FROM micro\nADD a.tgz /x\nADD b.gz /y/\nCOPY a.tgz /z\nADD *.tgz b.g? /n/\n")
+    built = make(
+        store, context, "FROM micro\nADD a.tgz /x\nADD b.gz /y/\nCOPY a.tgz /z\nADD *.tgz b.g? /n/\n"
+    )
     assert (
         built.sh("cat /x/in/tar; stat -c ' %u' /x/in/tar; ls /y; stat -c %s /z; ls /n")
         == f"text 7\nb.gz\n{len(packed.getvalue())}\nb.gz\nin\n"
