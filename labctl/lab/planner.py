@@ -204,7 +204,8 @@ def _firewall(
     return LabFirewall(
         owner=lab.owner,
         name="lab",
-        needs=bridges,
+        needs=(*bridges, "folder:lab"),
+        folder=str(lab.folder),
         table=names.table_name(lab.owner),
         bridges=rules,
         ports=tuple(ports),

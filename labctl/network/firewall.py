@@ -8,6 +8,7 @@ from labctl.errors import Foreign, LabError
 from labctl.linux.netnode import write_sysctl
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
 from labctl.network import firewalld, forwarding, iptables, nft
+from labctl.network import former as note
 from labctl.network.model import BridgeRule, PublishedPort
 from labctl.network.ruleset import digest_of, ruleset
 from labctl.records import dataclass
@@ -32,6 +33,7 @@ class LabFirewall:
     bridges: tuple[BridgeRule, ...] = ()
     ports: tuple[PublishedPort, ...] = ()
     host_services: tuple[str, ...] = ()
+    folder: str = ""  # the lab's, for the note of what forwarding was; "" for none
 
     @property
     def mark(self) -> str:
@@ -64,9 +66,11 @@ class LabFirewall:
             if there is not None and there.mark != self.mark:
                 raise Foreign(f"the nft table inet {self.table} is there and is not this lab's")
             v4, v6 = self._forwards()
-            former = forwarding.before(v4, v6, [table.former for table in nft.lab_tables()])
-            leaving = {k: v for k, v in (there.former if there else {}).items() if k not in former}
             try:
+                known = there.former if there else self._noted()
+                former = forwarding.before(v4, v6, [known, *self._others()])
+                leaving = {key: value for key, value in known.items() if key not in former}
+                self._note({**former, **leaving})
                 nft.apply(self.text({**former, **leaving}))
                 for name in self._loops():
                     write_sysctl(f"/proc/sys/net/ipv4/conf/{name}/route_localnet", "1")
@@ -76,11 +80,19 @@ class LabFirewall:
                 if leaving:  # an earlier make of ours needed more than this one
                     forwarding.restore(leaving, self._others())
                     nft.apply(self.text(former))
+                    self._note(former)
             except OSError as error:
                 raise LabError(f"cannot set up the lab's firewall: {error}") from error
 
+    def _noted(self) -> dict[str, str]:
+        return note.read(self.folder) if self.folder else {}
+
+    def _note(self, former: dict[str, str]) -> None:
+        if self.folder:
+            note.write(self.folder, former)
+
     def _others(self) -> list[dict[str, str]]:
-        return [table.former for table in nft.lab_tables() if table.name != self.table]
+        return _relied_on(self.table, self.folder)
 
     def look(self) -> Look:
         """What the host says: also BROKEN when somebody's iptables would now drop our frames."""
@@ -129,20 +141,30 @@ class LabFirewall:
 
     def unmake(self) -> None:
         """Take the table away, and all that was done for it; absence is fine."""
-        remove(self.table, self.mark, self._names())
+        remove(self.table, self.mark, self._names(), self.folder)
 
 
-def remove(table: str, mark: str, bridges: list[str]) -> None:
-    """Undo what a mark names: accept rules, forwarding, the table last, since it holds the record."""
+def _relied_on(table: str, folder: str) -> list[dict[str, str]]:
+    """What labs other than the one with this table and folder remember of forwarding, and so rely on."""
+    tables = [other.former for other in nft.lab_tables() if other.name != table]
+    return [*tables, *(note.others(folder) if folder else ())]
+
+
+def remove(table: str, mark: str, bridges: list[str], folder: str = "") -> None:
+    """Undo what a mark names: accept rules, forwarding, then the two records of it: the table and the note
+    in the lab's folder."""
     with forwarding.lock():
         try:
             iptables.unmake(mark)
             firewalld.distrust(bridges)
             there = nft.lab_table(table)
-            if there is None or there.mark != mark:
+            if there is not None and there.mark != mark:
                 return
-            others = [other.former for other in nft.lab_tables() if other.name != table]
-            forwarding.restore(there.former, others)
-            nft.delete(table)
+            former = note.read(folder) if folder else {}
+            forwarding.restore({**former, **(there.former if there else {})}, _relied_on(table, folder))
+            if there is not None:
+                nft.delete(table)
+            if folder:
+                note.write(folder, {})
         except OSError as error:
             raise LabError(f"cannot take the lab's firewall away: {error}") from error

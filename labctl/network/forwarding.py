@@ -3,7 +3,8 @@
 `net.ipv4.ip_forward` and its kin belong to the host, not to a lab.  The value from before the first lab
 that changed it is written into the nft table of every lab that relies on it: that record comes and goes
 with the kernel's own state (a reboot wipes both), is put there in the same transaction as the rules, and
-is seen by other labs and other LABCTL_HOMEs.  The last of them puts the value back.
+is seen by other labs and other LABCTL_HOMEs.  The last of them puts the value back.  Before that it is in a
+note of the lab's own (former.py), which a flushed firewall doesn't take away.
 """
 
 from __future__ import annotations

@@ -202,5 +202,14 @@ def rig(
         for i in range(nodes)
     ]
     rule = BridgeRule(bridge.ifname, f"{four}.0/24", f"{six}/64", internet)
-    firewall = LabFirewall(owner=owner, name="lab", table=f"labctl_{owner.lab}", bridges=(rule,), ports=ports)
+    folder = tmp_path / f"lab{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    firewall = LabFirewall(
+        owner=owner,
+        name="lab",
+        table=f"labctl_{owner.lab}",
+        bridges=(rule,),
+        ports=ports,
+        folder=str(folder),
+    )
     return Rig(bridge, nets, firewall)

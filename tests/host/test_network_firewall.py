@@ -15,7 +15,7 @@ import pytest
 from labctl.errors import Foreign, HostCannot
 from labctl.linux import netns
 from labctl.looks import Presence
-from labctl.network import inventory, nft, tools
+from labctl.network import former, inventory, nft, tools
 from labctl.network.model import PublishedPort
 from labctl.network.nodenet import NodeNet
 from tests.host.network_rig import (
@@ -209,6 +209,34 @@ def test_forwarding_that_was_on_stays_on(tmp_path: Path, outside: str) -> None:
     assert nft.lab_tables()[0].former == {"net/ipv6/conf/all/forwarding": "0"}
     lab.unmake()
     assert FORWARD.read_text().strip() == "1"
+
+
+def test_forwarding_is_given_back_after_somebody_flushed_the_firewall(tmp_path: Path, outside: str) -> None:
+    before = snapshot(tmp_path)
+    one, other = rig(tmp_path, 1, internet=True, nodes=0), rig(tmp_path, 2, internet=True, nodes=0)
+    one.make()
+    sh("nft", "flush", "ruleset")
+    other.make()
+    one.unmake()
+    assert FORWARD.read_text().strip() == FORWARD6.read_text().strip() == "1", "the other relies on it"
+    sh("nft", "flush", "ruleset")
+    other.firewall.make()
+    assert other.firewall.look().presence is Presence.PRESENT
+    sh("nft", "flush", "ruleset")
+    other.unmake()
+    assert FORWARD.read_text().strip() == FORWARD6.read_text().strip() == "0"
+    assert inventory.differences(before, snapshot(tmp_path)) == []
+
+
+def test_a_note_of_another_boot_or_namespace_says_nothing(tmp_path: Path, outside: str) -> None:
+    lab = rig(tmp_path, 1, internet=True, nodes=0)
+    lab.make()
+    note = Path(lab.firewall.folder, former.NAME)
+    assert former.read(lab.firewall.folder) == nft.lab_tables()[0].former != {}
+    sh("nft", "flush", "ruleset")
+    note.write_text(note.read_text().replace('"where": ["', '"where": ["x'))
+    lab.unmake()
+    assert FORWARD.read_text().strip() == "1" and not note.exists()
 
 
 def test_forwarding_stays_on_for_somebody_who_came_later(tmp_path: Path, outside: str) -> None:
