@@ -49,9 +49,9 @@ class NetlinkError(OSError):
 
     def __init__(self, number: int, what: str, message: str = "") -> None:
         name = errnos.errorcode.get(number, str(number))
-        super().__init__(number, os.strerror(number))
         self.what = what
         self.message = f"{what}: {message or os.strerror(number)} ({name})"
+        super().__init__(number, self.message)
 
     def __str__(self) -> str:
         return self.message
