@@ -174,6 +174,23 @@ class Cgroup:
                     write(f"{folder}/{name}", (proc.read(f"{parent}/{name}") or "").strip())
             parent = folder
 
+    def below(self, path: str, controllers: Sequence[str] = ()) -> Cgroup:
+        """The group at `path` below this one, in every hierarchy or only in those of `controllers`.
+
+        Raises ValueError for a controller whose hierarchy this group has no part in.
+        """
+        found = Cgroup(self.path, self.layout, list(self.v1))
+        known = {**self.v1, **({"": self.v2, "unified": self.v2} if self.v2 else {})}
+        for name in controllers:
+            if name not in known:
+                raise ValueError(f"unknown controller {name!r} for cgroup {self.path}")
+        wanted = {known[name] for name in controllers or known}
+        found.v1 = {
+            name: f"{folder}/{path}" if folder in wanted else folder for name, folder in self.v1.items()
+        }
+        found.v2 = f"{self.v2}/{path}" if self.v2 and self.v2 in wanted else self.v2
+        return found
+
     def exists(self) -> bool:
         """Whether any of its folders is there."""
         return any(os.path.isdir(folder) for folder in self.all_folders())

@@ -80,12 +80,24 @@ def _unified(cgroup: Cgroup, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if "/" in name or name in ("", ".", ".."):
             raise ValueError(f"linux.resources.unified: bad cgroup file name {name!r}")
-        if not cgroup.v2:
-            raise SyscallError(95, "write", f"{name}: no cgroup v2 on this machine")
-        if not os.path.exists(f"{cgroup.v2}/{name}"):
-            raise SyscallError(2, "limit", f"linux.resources.unified: {cgroup.v2} has no {name}")
+        if problem := _unified_problem(cgroup, name):
+            raise SyscallError(2, "limit", f"invalid configuration: linux.resources.unified: {problem}")
         for line in str(value).splitlines() or [""]:  # the kernel takes one device a write
             write(f"{cgroup.v2}/{name}", line)
+
+
+def _unified_problem(cgroup: Cgroup, name: str) -> str:
+    """Why there is no such file, in the words that runc's and crun's users look for; "" when there is."""
+    if not cgroup.v2:
+        return f"{name} is a file of cgroup v2, which is not mounted here"
+    if os.path.exists(f"{cgroup.v2}/{name}"):
+        return ""
+    controller, dot, _ = name.partition(".")
+    if not dot:
+        return f"the specified key has not the form CONTROLLER.VALUE `{name}`"
+    if controller not in (proc.read(f"{cgroup.v2}/cgroup.controllers") or "").split():
+        return f"the requested cgroup controller `{controller}` is not available ({name})"
+    return f"no such file or directory: {cgroup.v2}/{name}"
 
 
 def _hugepages(cgroup: Cgroup, page: Mapping[str, Any]) -> None:

@@ -72,6 +72,31 @@ def to_host(maps: list[IdMap], inside: int) -> int:
     raise ValueError(f"id {inside} is not mapped in the user namespace")
 
 
+def owner_outside(uids: list[IdMap], gids: list[IdMap]) -> tuple[int, int]:
+    """uid and gid on the host of who a container with these maps is set up as."""
+    return to_host(uids, first_inside(uids)), to_host(gids, first_inside(gids))
+
+
+def first_inside(maps: list[IdMap]) -> int:
+    """The id inside that a container is set up as: 0, or the first one where 0 is not mapped."""
+    if not maps or any(first == 0 for first, _, _ in maps):
+        return 0
+    return maps[0][0]
+
+
+def first_ids(pid: int | str) -> tuple[int, int]:
+    """uid and gid, as seen there, that the user namespace of a process is set up as."""
+    uids, gids = (read_map(f"/proc/{pid}/{name}") for name in ("uid_map", "gid_map"))
+    return first_inside(uids), first_inside(gids)
+
+
+def become(uid: int, gid: int) -> None:
+    """Take these ids, without further groups.  Raises OSError."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
 def pin(path: str, kind: str, *, user: str = "", uids: list[IdMap] | None = None) -> None:
     """Make a namespace that outlives its maker: bound onto the file `path` (made when missing).
 

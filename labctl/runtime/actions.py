@@ -31,6 +31,12 @@ def open_process(document: Document) -> int:
 def kill(store: Store, id_: str, signal: int, layout: Layout, *, everything: bool = False) -> None:
     """Send a signal to the first process, or to all in the cgroup.  Raises ContainerError."""
     document = store.read(id_)
+    if not everything and signal == 9 and _shares_pids(store, id_, document):
+        # Nothing else ends with its first process, and that may be gone while the others go on.
+        group = state.cgroup_of(document, layout)
+        if not group.procs():
+            raise ContainerError("container not running")
+        everything = True
     if everything:
         group = state.cgroup_of(document, layout)
         if signal == 9:
@@ -50,6 +56,13 @@ def kill(store: Store, id_: str, signal: int, layout: Layout, *, everything: boo
                 group.freeze(False)
     finally:
         os.close(fd)
+
+
+def _shares_pids(store: Store, id_: str, document: Document) -> bool:
+    """Whether its processes are in a pid namespace that is not its own, and in a group that is."""
+    rows = (store.config(id_).get("linux") or {}).get("namespaces") or ()
+    own = any(row.get("type") == "pid" and not row.get("path") for row in rows)
+    return bool(document.get("cgroup")) and not own
 
 
 def freeze(store: Store, id_: str, layout: Layout, on: bool) -> None:

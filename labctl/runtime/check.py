@@ -14,6 +14,7 @@ from labctl.runtime.errors import ContainerError, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 # A shape is a type, [shape] for a list, {"name": shape} for an object, {"*": shape} for a map.
@@ -273,7 +274,7 @@ def _process(row: dict[str, Any], where: str) -> None:
         raise ContainerError(f"{where}.cwd must be an absolute path, not {row.get('cwd')!r}")
     for kind, names in (row.get("capabilities") or {}).items():
         if kind in _SETS:
-            _capabilities(row["capabilities"], kind, names or ())
+            row["capabilities"][kind] = known_capabilities(names or (), f"process.capabilities.{kind}")
     seen = set()
     for limit in row.get("rlimits") or ():
         name = limit.get("type")
@@ -294,7 +295,7 @@ def _process(row: dict[str, Any], where: str) -> None:
         raise ContainerError(f"{where}.oomScoreAdj: {score} is not between -1000 and 1000")
 
 
-def _capabilities(sets: dict[str, Any], kind: str, names: Any) -> None:
+def known_capabilities(names: Sequence[str], where: str) -> list[str]:
     """An unknown capability is a warning and no error (config.md, "Linux Process"); it is left out."""
     bad = []
     for name in names:
@@ -302,13 +303,13 @@ def _capabilities(sets: dict[str, Any], kind: str, names: Any) -> None:
             capabilities.mask([name])
         except ValueError:
             bad.append(name)
-    _leave_out(sets, kind, bad)
+    return _without(names, bad, where)
 
 
-def _leave_out(sets: dict[str, Any], kind: str, bad: list[str]) -> None:
+def _without(names: Sequence[str], bad: list[str], where: str) -> list[str]:
     if bad:
-        warn(f"ignoring unknown or unavailable capabilities in process.capabilities.{kind}: {bad}")
-        sets[kind] = [name for name in sets[kind] if name not in bad]
+        warn(f"ignoring unknown or unavailable capabilities in {where}: {bad}")
+    return [name for name in names if name not in bad]
 
 
 def grantable(sets: dict[str, Any], held: int) -> None:
@@ -320,7 +321,8 @@ def grantable(sets: dict[str, Any], held: int) -> None:
             for other in ("permitted", "inheritable"):
                 able &= capabilities.mask(sets.get(other) or ())
         if capabilities.mask(names) & ~able:
-            _leave_out(sets, kind, [name for name in names if capabilities.mask([name]) & ~able])
+            bad = [name for name in names if capabilities.mask([name]) & ~able]
+            sets[kind] = _without(names, bad, f"process.capabilities.{kind}")
 
 
 def _mount(row: dict[str, Any], where: str) -> None:

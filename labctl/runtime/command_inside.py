@@ -24,12 +24,13 @@ _EXEC = {
     "process": "text",
     "detach": "flag",
     "pid-file": "text",
+    "pidfd-socket": "text",
     "process-label": "text",
     "apparmor": "text",
     "no-new-privs": "flag",
     "cap": "list",
     "preserve-fds": "number",
-    "cgroup": "text",
+    "cgroup": "list",
     "ignore-paused": "flag",
 }
 _EXEC_SHORT = {
@@ -89,7 +90,7 @@ def _process(given: options.Options, config: dict[str, Any]) -> dict[str, Any]:
         cwd=given.text("cwd") or None,
         user=given.text("user") or None,
         groups=[_gid(text) for text in given.many("additional_gids")],
-        caps=given.many("cap"),
+        caps=check.known_capabilities(given.many("cap"), "--cap"),
     )
     if given.flag("no_new_privs"):
         found["noNewPrivileges"] = True
@@ -111,7 +112,7 @@ def exec_(words: list[str], context: Context) -> int:
         return _exec(given, context)
     except ContainerError as error:
         raise ContainerError(f"exec failed: {error.message}", code=EXEC_FAILED) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ContainerError(f"exec failed: {error}", code=EXEC_FAILED) from error
 
 
@@ -121,8 +122,7 @@ def _exec(given: options.Options, context: Context) -> int:
     id_ = given.words[0]
     paused = given.flag("ignore_paused")
     target = execute.Target.of_container(context.root, id_, ignore_paused=paused)
-    if given.text("cgroup"):
-        target.below(given.text("cgroup"))
+    target.below(given.many("cgroup"))
     wanted = _process(given, target.config)
     for key, option in (("apparmorProfile", "apparmor"), ("selinuxLabel", "process_label")):
         if given.text(option):
@@ -141,6 +141,7 @@ def _exec(given: options.Options, context: Context) -> int:
     if socket and running.master >= 0:
         command_life.send_console(socket, running.master)
         running.close()
+    command_life.send_pidfd(given.text("pidfd_socket"), running.pidfd)
     command_life.write_pid(given.text("pid_file"), running.pid)
     if detached:
         return 0

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 _CREATE = {
     "bundle": "text",
+    "config": "text",
     "console-socket": "text",
     "pid-file": "text",
+    "pidfd-socket": "text",
     "no-pivot": "flag",
     "no-new-keyring": "flag",
     "preserve-fds": "number",
 }
 _RUN = {**_CREATE, "detach": "flag", "keep": "flag", "no-subreaper": "flag"}
-_SHORT = {"b": "bundle", "d": "detach", "f": "force", "a": "all"}
+_SHORT = {"b": "bundle", "d": "detach", "f": "config"}
 _FORWARDED = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "CONT", "WINCH", "ALRM")
 
 
@@ -41,19 +43,41 @@ def _job(given: options.Options, id_: str, *, wait: bool) -> Job:
     job.all_groups = True
     job.pivot = not given.flag("no_pivot")
     job.new_keyring = not given.flag("no_new_keyring")
-    extra = (given.number("preserve_fds") or 0) + int(os.environ.get("LISTEN_FDS") or 0)
-    job.preserve = list(range(3, 3 + extra))
-    for fd in job.preserve:
-        try:
-            os.fstat(fd)
-        except OSError:
-            raise ContainerError(f"please check that preserved-fd {fd} (of {extra}) is present") from None
+    asked = given.number("preserve_fds") or 0
+    for index in range(asked):
+        if not _is_open(3 + index):
+            raise ContainerError(f"please check that preserved-fd {index} (of {asked}) is present")
+    listeners = _listeners(3 + asked)
+    job.preserve = list(range(3, 3 + asked + listeners))
+    job.loaded = spec.load(job.bundle, given.text("config") or "config.json")
+    process_ = job.loaded[0].get("process")
+    if process_ and os.environ.get("LISTEN_FDS"):
+        # The first process is the one that they are for, and its pid is 1: sd_listen_fds(3).
+        process_["env"] = [*(process_.get("env") or ()), f"LISTEN_FDS={listeners}", "LISTEN_PID=1"]
     return job
 
 
-def _check_terminal(config: dict[str, object], socket: str, *, detached: bool) -> bool:
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _listeners(first: int) -> int:
+    """How many of the sockets that LISTEN_FDS announces are there, from descriptor `first` on."""
+    text = os.environ.get("LISTEN_FDS") or "0"
+    count = 0
+    while text.isdigit() and count < int(text) and _is_open(first + count):
+        count += 1
+    return count
+
+
+def _check_terminal(job: Job, socket: str, *, detached: bool) -> bool:
     """Whether the process has a terminal; raises ContainerError when it has nowhere to go."""
-    wanted = bool((config.get("process") or {}).get("terminal"))  # type: ignore[attr-defined]
+    config = job.loaded[0] if job.loaded else {}
+    wanted = bool((config.get("process") or {}).get("terminal"))
     if detached and wanted and not socket:
         raise ContainerError("cannot allocate tty if labrun will detach without setting console socket")
     if socket and not (wanted and detached):
@@ -63,15 +87,25 @@ def _check_terminal(config: dict[str, object], socket: str, *, detached: bool) -
 
 def send_console(path: str, master: int) -> None:
     """Hand a terminal's master over the console socket, as runc's docs/terminals.md describes."""
+    _send_descriptor(path, master, b"/dev/pts/ptmx", "console")
+
+
+def send_pidfd(path: str, pidfd: int) -> None:
+    """Hand a pidfd of the new process over --pidfd-socket; no path, nothing to do."""
+    if path:
+        _send_descriptor(path, pidfd, b"pidfd", "pidfd")
+
+
+def _send_descriptor(path: str, fd: int, name: bytes, what: str) -> None:
     folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         # sun_path holds 108 bytes, whatever the path's length.
         sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
-        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", master))
-        sock.sendmsg([b"/dev/pts/ptmx"], [rights])
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))
+        sock.sendmsg([name], [rights])
     except OSError as error:
-        raise ContainerError(f"console socket {path}: {error.strerror}") from error
+        raise ContainerError(f"{what} socket {path}: {error.strerror}") from error
     finally:
         sock.close()
         os.close(folder)
@@ -96,6 +130,7 @@ def _launch(store: Store, job: Job, verb: str, given: options.Options) -> None:
             send_console(given.text("console_socket"), job.console)
             os.close(job.console)
             job.console = -1
+        send_pidfd(given.text("pidfd_socket"), job.pidfd)
         write_pid(given.text("pid_file"), job.pid)
     except (ContainerError, OSError):
         actions.delete(store, [job.id], Layout.detect(), force=True)
@@ -106,8 +141,7 @@ def create(words: list[str], context: Context) -> int:
     """labrun create ID."""
     given = options.parse(words, _CREATE, _SHORT, anywhere=True)
     job = _job(given, one_name(given, "create"), wait=True)
-    job.loaded = spec.load(job.bundle)
-    _check_terminal(job.loaded[0], given.text("console_socket"), detached=True)
+    _check_terminal(job, given.text("console_socket"), detached=True)
     _launch(Store(context.root), job, "create", given)
     return 0
 
@@ -172,8 +206,7 @@ def run(words: list[str], context: Context) -> int:
     id_ = one_name(given, "run")
     detached = given.flag("detach")
     job = _job(given, id_, wait=False)
-    job.loaded = spec.load(job.bundle)
-    _check_terminal(job.loaded[0], given.text("console_socket"), detached=detached)
+    _check_terminal(job, given.text("console_socket"), detached=detached)
     store = Store(context.root)
     early: list[int] = []
     if not detached:
@@ -212,7 +245,7 @@ def forward_signals(send: Callable[[int], None]) -> None:
 
 def kill(words: list[str], context: Context) -> int:
     """labrun kill ID [SIGNAL]."""
-    given = options.parse(words, {"all": "flag"}, _SHORT, anywhere=True)
+    given = options.parse(words, {"all": "flag"}, {"a": "all"}, anywhere=True)
     id_ = one_name(given, "kill", most=2)
     number = signals.parse(given.words[1] if len(given.words) > 1 else "TERM")
     actions.kill(Store(context.root), id_, number, Layout.detect(), everything=given.flag("all"))
@@ -221,15 +254,32 @@ def kill(words: list[str], context: Context) -> int:
 
 def delete(words: list[str], context: Context) -> int:
     """labrun delete ID."""
-    given = options.parse(words, {"force": "flag"}, _SHORT, anywhere=True)
+    given = options.parse(words, {"force": "flag", "regex": "flag"}, {"f": "force"}, anywhere=True)
     id_ = one_name(given, "delete")
     store = Store(context.root)
     force = given.flag("force")
+    for name in _matching(store, id_) if given.flag("regex") else [id_]:
+        _delete(store, name, force=force)
+    return 0
+
+
+def _matching(store: Store, pattern: str) -> list[str]:
+    """The containers whose names a regular expression is found in (crun's --regex)."""
+    import re
+
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise ContainerError(f"--regex {pattern!r}: {error}") from error
+    return [name for name in store.ids() if search(name)]
+
+
+def _delete(store: Store, id_: str, *, force: bool) -> None:
     try:
         document = store.read(id_)
     except NotFoundError:
         if force:
-            return 0
+            return
         raise
     if not force and state.running_pid(document):
         # What was told to die a moment ago may: runc's users delete right after kill.
@@ -240,7 +290,6 @@ def delete(words: list[str], context: Context) -> int:
     failed = actions.delete(store, [id_], Layout.detect(), force=force)[id_]
     if failed:
         raise ContainerError(failed)
-    return 0
 
 
 COMMANDS = {"create": create, "start": start, "run": run, "kill": kill, "delete": delete}

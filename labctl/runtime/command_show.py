@@ -18,8 +18,14 @@ from labctl.runtime.main import VERSION, Context, one_name
 from labctl.runtime.state import Store
 
 
-def _print(value: Any, *, indent: int | None = 2) -> None:
-    sys.stdout.write(json.dumps(value, indent=indent) + "\n")
+def _print(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def _print_line(value: Any) -> None:
+    """On one line and without blanks, as runc's: there are readers that compare its beginning."""
+    sys.stdout.write(json.dumps(value, separators=(",", ":")) + "\n")
     sys.stdout.flush()
 
 
@@ -66,7 +72,7 @@ def show_list(words: list[str], context: Context) -> int:
     if given.flag("quiet"):
         sys.stdout.write("".join(f"{row['id']}\n" for row in rows))
     elif given.text("format") == "json":
-        _print(rows or None, indent=None)
+        _print_line(rows or None)
     elif given.text("format") in ("", "table"):
         table = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
         table += [
@@ -91,7 +97,7 @@ def show_ps(words: list[str], context: Context) -> int:
     pids = state.cgroup_of(document, Layout.detect()).procs()
     kind = given.text("format") or "table"
     if kind == "json":
-        _print(pids, indent=None)
+        _print_line(pids)
         return 0
     if kind != "table":
         raise ContainerError("invalid format option")
@@ -131,10 +137,10 @@ def show_events(words: list[str], context: Context) -> int:
         row = limits.stats(group)
         if row.get("oom_kills", 0) > known:
             known = row["oom_kills"]
-            _print({"type": "oom", "id": id_}, indent=None)
+            _print_line({"type": "oom", "id": id_})
         if time.monotonic() - last >= interval or not last:
             last = time.monotonic()
-            _print({"type": "stats", "id": id_, "data": _stats(row)}, indent=None)
+            _print_line({"type": "stats", "id": id_, "data": _stats(row)})
         if given.flag("stats"):
             break
         time.sleep(min(interval, 0.2))

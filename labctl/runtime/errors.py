@@ -38,6 +38,20 @@ def warn(text: str) -> None:
     _sinks[-1](text)
 
 
+_listeners: list[Callable[[str], None]] = []
+
+
+def debug(text: str) -> None:
+    """Say what is being done, to whoever asked for it with --debug."""
+    for listener in _listeners:
+        listener(text)
+
+
+def debug_with(listener: Callable[[str], None]) -> None:
+    """Where such lines go from now on; before that, nowhere."""
+    _listeners[:] = [listener]
+
+
 def warn_with(sink: Callable[[str], None]) -> None:
     """Where warnings go from now on."""
     _sinks[-1] = sink

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import os
 import struct
@@ -46,6 +47,8 @@ class Target:
         self.config = config
         self.group = group
         self.kinds = kinds
+        self.first = (0, 0)  # uid and gid to begin with
+        self.exact = False  # whether the control group was asked for, and no other will do
         self.state: dict[str, Any] = {}
 
     @classmethod
@@ -65,19 +68,17 @@ class Target:
         found.state = state.oci(document, now)
         return found
 
-    def below(self, path: str) -> None:
-        """Go to a group below the container's (`exec --cgroup`, on v2 "CONTROLLERS:PATH" as well)."""
-        inner = path.rpartition(":")[2].strip("/")
-        if self.group is None:
-            raise ContainerError("--cgroup: the container has no control group of its own")
-        if not inner:
-            return
-        if ".." in inner.split("/"):
-            raise ContainerError(f"--cgroup {path!r} leaves the container's control group")
-        group = Cgroup(f"{self.group.path}/{inner}", self.group.layout)
-        if not all(os.path.isdir(folder) for folder in group.folders()):
-            raise ContainerError(f"--cgroup {path!r}: no such control group below the container's")
-        self.group = group
+    def below(self, asked: Sequence[str]) -> None:
+        """Go to groups below the container's: `exec --cgroup PATH`, on v1 "CONTROLLER[,…]:PATH" as well."""
+        for text in asked:
+            names, colon, path = text.rpartition(":")
+            inner = path.strip("/")
+            if ".." in inner.split("/"):
+                raise ContainerError(f"bad sub cgroup path: {path!r} leaves the container's control group")
+            if self.group is None:
+                raise ContainerError("--cgroup: the container has no control group of its own")
+            self.group = self.group.below(inner, names.split(",") if colon else ())
+            self.exact = True
 
     @classmethod
     def of_pid(cls, pid: int) -> Target:
@@ -307,32 +308,69 @@ def _middle(
         entrance = fcntl.fcntl(entrance, fcntl.F_DUPFD_CLOEXEC, 3 + len(preserve))
         channel = Channel.of_fd(sock)
         process.keep_only({sock, entrance, *stdio, *preserve})
-        group = -1
-        if target.group is not None:
-            if target.group.v1:
-                target.group.attach(0)
-            else:
-                group = os.open(target.group.v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        groups = _join(target)
+        target.first = namespaces.first_ids(target.pid)  # the container's /proc is not to be believed
         sc.setns(entrance, flags, f"namespaces of process {target.pid}")
-        pid, _ = sc.clone(sc.CLONE_PARENT, cgroup=group)
+        pid = _clone_into(groups)
         if pid == 0:
-            _inside(finisher, channel, stdio, tty, preserve)
+            _inside(finisher, channel, stdio, tty, preserve, target.first)
         channel.send({"pid": pid})
-    except OSError as error:
+    except (OSError, ContainerError) as error:
         channel.send({"error": str(error)})
     finally:
         os._exit(0)
 
 
+def _join(target: Target) -> list[int]:
+    """Enter the control groups, or on v2 open those to be born in, the first that takes us.
+
+    Raises ContainerError, worded as runc does.
+    """
+    group = target.group
+    if group is None:
+        return []
+    try:
+        if group.v1:
+            group.attach(0)
+            return []
+        folders = [group.v2]
+        if not target.exact:
+            # v2 lets no process into a group that hands controllers on: then where the first one is.
+            folders.append(group.layout.v2 + cgroups.of_process(target.pid).get("", group.path))
+        return [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for folder in folders]
+    except OSError as error:
+        raise _not_added(error) from error
+
+
+def _clone_into(groups: list[int]) -> int:
+    for group in groups[:-1]:
+        try:
+            return sc.clone(sc.CLONE_PARENT, cgroup=group)[0]
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EOPNOTSUPP):
+                raise _not_added(error) from error
+    try:
+        return sc.clone(sc.CLONE_PARENT, cgroup=groups[-1] if groups else -1)[0]
+    except OSError as error:
+        raise _not_added(error) from error
+
+
+def _not_added(error: OSError) -> ContainerError:
+    return ContainerError(f"error adding pid {os.getpid()} to cgroups: {str(error).lower()}")
+
+
 def _inside(
-    finisher: Finisher, channel: Channel, stdio: tuple[int, int, int], tty: bool, preserve: list[int]
+    finisher: Finisher,
+    channel: Channel,
+    stdio: tuple[int, int, int],
+    tty: bool,
+    preserve: list[int],
+    first: tuple[int, int],
 ) -> None:
     """The new process: becomes the program.  Never returns."""
     code = 1
     try:
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        namespaces.become(*first)
         os.setsid()
         if tty:
             master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)

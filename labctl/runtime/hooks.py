@@ -48,8 +48,7 @@ def _run_one(row: dict[str, Any], state: dict[str, Any], failed: str) -> None:
             sc.close_range(3, cloexec=True)
             for number in (_signal.SIGPIPE, _signal.SIGINT):  # which Python handles or ignores
                 _signal.signal(number, _signal.SIG_DFL)
-            env = dict(pair.partition("=")[::2] for pair in row.get("env") or ())
-            os.execve(row["path"], list(row.get("args") or [row["path"]]), env)
+            os.execve(row["path"], list(row.get("args") or [row["path"]]), _environment(row))
         except OSError as error:
             os.write(2, str(error).encode())
         finally:
@@ -74,6 +73,13 @@ def _run_one(row: dict[str, Any], state: dict[str, Any], failed: str) -> None:
         os.close(said)
     if status:
         raise ContainerError(f"{failed}: exit status {pidfds.exit_code(status)}, stderr: {text[-500:]}")
+
+
+def _environment(row: dict[str, Any]) -> dict[str, str]:
+    """What the hook lists; without a list the runtime's own, as in runc and crun: hooks count on PATH."""
+    if row.get("env") is None:
+        return dict(os.environ)
+    return dict(pair.partition("=")[::2] for pair in row["env"])
 
 
 def _read_until_end(pidfd: int, fd: int, timeout: float | None) -> str | None:

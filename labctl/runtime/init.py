@@ -8,6 +8,7 @@ import os
 import struct
 import termios
 
+from labctl.linux import namespaces
 from labctl.linux import syscalls as sc
 from labctl.runtime import sources
 from labctl.runtime.channel import Channel
@@ -100,9 +101,7 @@ def _run(plan: Plan, channel: Channel) -> None:
     if "mount" in plan.joined:
         sources.join_mounts(spaces["mount"])
     if plan.userns:
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        namespaces.become(*namespaces.first_ids("self"))
     os.setsid()
     if "cgroup" in spaces and not spaces["cgroup"]:
         sc.unshare(sc.CLONE_NEWCGROUP)

@@ -18,7 +18,7 @@ from labctl.linux.cgroups import Cgroup, Layout
 from labctl.linux.mounts import OverlayMaker
 from labctl.runtime import init, process, sources, spec, state
 from labctl.runtime.channel import Channel
-from labctl.runtime.errors import ContainerError
+from labctl.runtime.errors import ContainerError, debug
 from labctl.runtime.state import Store
 
 TYPE_CHECKING = False
@@ -85,6 +85,9 @@ class Job:
         if os.path.exists(f"{store.folder(self.id)}/state.json"):
             raise ContainerError(f"container with id exists: {self.id}")
         program = process.filter_of(self.config)
+        if self.all_groups:
+            _refuse_taken(self.cgroup)
+        debug(f"container {self.id}: bundle {self.bundle}, cgroup {self.cgroup.path}")
         store.create(self.id, self.document, text)
         self.declared = True
         self.cgroup.create()
@@ -111,8 +114,7 @@ class Job:
         return [{"allow": False, "access": "rwm"}, *listed]
 
     def _owner(self) -> tuple[int, int]:
-        uids, gids = spec.id_maps(self.config)
-        return namespaces.to_host(uids, 0), namespaces.to_host(gids, 0)
+        return namespaces.owner_outside(*spec.id_maps(self.config))
 
     def _stdio(self, notes: dict[str, str]) -> tuple[int, int, int]:
         """The files that the process appends to by itself, or what the caller gave."""
@@ -214,6 +216,7 @@ class Job:
             cgroups.write(f"/proc/{self.pid}/oom_score_adj", str(score))
         self.document["pid"] = self.pid
         store.write(self.id, self.document)
+        debug(f"container {self.id}: process {self.pid} waits in its namespaces and cgroups")
 
     def go(self, maker: OverlayMaker | None) -> None:
         """Make its root and its binds, hand them over, and give the word."""
@@ -232,6 +235,7 @@ class Job:
                 fds += sources.make_binds(self.config, self.bundle, userns)
             oci = state.oci({**self.document, "annotations": {}}, "creating")  # it has its annotations
             self.channel.send({"go": True, "sysfs": sysfs >= 0, "state": oci}, fds)
+            debug(f"container {self.id}: process {self.pid} makes its root and goes on")
         finally:
             for fd in [*fds, *([userns] if userns >= 0 else [])]:
                 os.close(fd)
@@ -326,6 +330,19 @@ def launch(store: Store, jobs: list[Job], layout: Layout, *, timeout: float = 60
         job.close()
         if job.error:
             undo(store, job)
+
+
+def _refuse_taken(group: Cgroup) -> None:
+    """One group for two containers would mean one limit, one freezer and one end for both.
+
+    Raises ContainerError, worded as runc does.
+    """
+    if not group.exists():
+        return
+    if pids := group.procs():
+        raise ContainerError(f"container's cgroup is not empty: {len(pids)} process(es) found: {group.path}")
+    if group.frozen():
+        raise ContainerError(f"container's cgroup unexpectedly frozen: {group.path}")
 
 
 def _attach(job: Job) -> None:

@@ -68,18 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     context = Context(_default_root(), "", "text", False)
     try:
         given = options.parse(words, _GLOBAL, {"v": "version", "h": "help"})
-        context = Context(
-            os.path.abspath(given.text("root") or _default_root()),
-            given.text("log"),
-            given.text("log_format") or "text",
-            given.flag("debug"),
-        )
+        context = _context(given)
         if context.log_format not in ("text", "json"):
             context.log_format = "text"
             raise ContainerError(f"unknown log-format {given.text('log_format')!r}")
-        errors.warn_with(lambda text: report(context, text, "warning"))
+        _prepare_log(context)
         if given.flag("version"):
-            sys.stdout.write(f"labrun version {VERSION}\nspec: 1.1.0\n")
+            sys.stdout.write(f"labrun version {VERSION}\ncommit: v{VERSION}\nspec: 1.1.0\n")
             return 0
         if given.flag("help") or not given.words or given.words[0] in ("help", "h"):
             sys.stdout.write(_help())
@@ -102,6 +97,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         report(context, str(error))
         return 1
+
+
+def _context(given: options.Options) -> Context:
+    return Context(
+        os.path.abspath(given.text("root") or _default_root()),
+        given.text("log").removeprefix("file:"),  # as crun's users write it
+        given.text("log_format") or "text",
+        given.flag("debug"),
+    )
+
+
+def _prepare_log(context: Context) -> None:
+    """See that the log can be written before anything is done.  Raises ContainerError."""
+    if path := context.log:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        except OSError as error:
+            context.log = ""
+            raise ContainerError(f"cannot write log {path}: {error.strerror}") from error
+    errors.warn_with(lambda text: report(context, text, "warning"))
+    if context.debug:
+        errors.debug_with(lambda text: report(context, text, "debug"))
 
 
 def _command(name: str, words: list[str], context: Context) -> int:
@@ -157,7 +174,7 @@ def _line(context: Context, message: str, level: str) -> str:
 def _help() -> str:
     rows = "".join(f"   {name:10} {text}\n" for name, (_, text) in _COMMANDS.items())
     return (
-        "NAME:\n   labrun - labctl's Open Container Initiative runtime\n\n"
+        "NAME:\n   labrun - Open Container Initiative runtime of labctl\n\n"
         "USAGE:\n   labrun [global options] command [command options] [arguments...]\n\n"
         f"COMMANDS:\n{rows}\n"
         "GLOBAL OPTIONS:\n"

@@ -139,7 +139,8 @@ class Finisher:
             if not equals or not name or "\0" in pair:
                 raise ContainerError(f"invalid environment variable: {pair!r}")
             self.env[name] = value
-        self.env.setdefault("HOME", home or users.home_of(self.uid))
+        if not self.env.get("HOME"):  # an empty one counts as none, as in runc
+            self.env["HOME"] = home or users.home_of(self.uid)
         self._enter_cwd()
         self.path = find_program(self.process["args"][0], self.env.get("PATH", ""))
         refuse_ourselves(self.path)

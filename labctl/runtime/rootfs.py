@@ -60,6 +60,7 @@ class RootBuilder:
         self.sysfs = sysfs
         self.cgroups = cgroups
         self.userns = userns
+        self.late_read_only: list[int] = []
 
     def build(self, bundle: str) -> None:
         """All mounts, devices and links; the old root is still "/" afterwards.
@@ -111,18 +112,36 @@ class RootBuilder:
             if kind == "mqueue" or kind == "proc":
                 data = [word for word in data if "=" in word]
             data += options.superblock
-            fd = mounts.filesystem(kind, data, options.attr_set, mount.get("source") or kind)
+            late = options.attr_set & sc.MOUNT_ATTR_RDONLY if kind == "tmpfs" else 0
+            if kind == "tmpfs":
+                data += self._mode_below(target, data)
+            fd = mounts.filesystem(kind, data, options.attr_set & ~late, mount.get("source") or kind)
             if kind in ("proc", "sysfs"):
                 self._ordinary(target, kind)
             if options.copy_up:
                 self._copy_up(fd, target)
             self._attach(fd, target, folder=True)
-            os.close(fd)
+            if late:  # devices, links and further mounts have yet to go into it
+                self.late_read_only.append(fd)
+            else:
+                os.close(fd)
         for word in options.propagation if bind < 0 else ():
             fd = mounts.open_in_root(self.root, target)
             flags = sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if word & sc.MS_REC else 0)
             sc.mount_setattr(fd, "", flags, propagation=word & ~sc.MS_REC)
             os.close(fd)
+
+    def _mode_below(self, target: str, data: list[str]) -> list[str]:
+        """A tmpfs without a mode of its own takes that of the folder it hides, as in runc."""
+        if any(word.startswith("mode=") for word in data):
+            return []
+        try:
+            fd = mounts.open_in_root(self.root, target)
+        except OSError:
+            return []  # not there yet: the file system's default
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        os.close(fd)
+        return [f"mode={mode:o}"]
 
     def _ordinary(self, target: str, kind: str) -> None:
         """A link in the image must not put /proc or /sys elsewhere: what is masked goes by their place."""
@@ -132,7 +151,7 @@ class RootBuilder:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise ContainerError(f"{kind} must be mounted on an ordinary folder, not on a link") from error
+            raise ContainerError(f"{kind} must be mounted on ordinary directory, not on a link") from error
 
     def _attach(self, fd: int, target: str, *, folder: bool) -> None:
         place = mounts.make_in_root(self.root, target, folder=folder)
@@ -271,10 +290,22 @@ class RootBuilder:
                 os.close(fd)
         if empty >= 0:
             os.close(empty)
+        for fd in self.late_read_only:
+            mounts.set_attributes(fd, sc.MOUNT_ATTR_RDONLY, 0)
+            os.close(fd)
         if (self.config.get("root") or {}).get("readonly"):
+            self._make_cwd()
             fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mounts.set_attributes(fd, sc.MOUNT_ATTR_RDONLY, 0)
             os.close(fd)
+
+    def _make_cwd(self) -> None:
+        """A working folder that is missing is made, as long as it can be; what is wrong is said at chdir."""
+        cwd = (self.config.get("process") or {}).get("cwd") or "/"
+        try:
+            os.makedirs(cwd, exist_ok=True)
+        except OSError:
+            return
 
 
 def _copy_tree(source: int, target: int) -> None:

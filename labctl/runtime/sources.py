@@ -84,8 +84,7 @@ def make_root(config: Config, bundle: str, maker: OverlayMaker | None, userns: i
         root = mounts.tree(path, recursive=True)
         _cut_off(root, config)
         return root
-    uids, gids = spec.id_maps(config)
-    owner = (namespaces.to_host(uids, 0), namespaces.to_host(gids, 0))
+    owner = namespaces.owner_outside(*spec.id_maps(config))
     if upper:
         mounts.prepare_upper(upper, work, lowers, owner)
     return maker.make(lowers, upper, work, userns=userns, owner=owner)
@@ -184,10 +183,13 @@ def net_sysctls(config: Config) -> dict[str, str]:
     spaces = namespace_paths(config)
     if "user" in spaces:
         # The range is of ids as the writer sees them: the host for a prepared network, else the container.
-        size = sum(row["size"] for row in linux.get("gidMappings") or ())
-        last = 2147483647 if spaces.get("network") else size - 1
+        first, last = 0, 2147483647
+        if not spaces.get("network"):  # both ends must be mapped
+            rows = linux.get("gidMappings") or ({"containerID": 0, "size": 1},)
+            first = min(row["containerID"] for row in rows)
+            last = max(row["containerID"] + row["size"] - 1 for row in rows)
         found.setdefault("net.ipv4.ip_unprivileged_port_start", "0")
-        found.setdefault("net.ipv4.ping_group_range", f"0 {last}")
+        found.setdefault("net.ipv4.ping_group_range", f"{first} {last}")
     return found
 
 

@@ -255,9 +255,9 @@ def starting_config(*, rootless: bool) -> dict[str, Any]:
     return config
 
 
-def load(bundle: str) -> tuple[dict[str, Any], str]:
+def load(bundle: str, name: str = "config.json") -> tuple[dict[str, Any], str]:
     """(configuration, its text) of a bundle.  Raises ContainerError that says what is wrong with it."""
-    path = f"{bundle}/config.json"
+    path = os.path.join(bundle, name)
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()

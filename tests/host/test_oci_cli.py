@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from labctl.linux import proc
+from labctl.linux.cgroups import Cgroup
 from tests.host.oci_rig import Config, Oci
 from tests.host.runtime_rig import LABRUN
 
@@ -139,8 +140,8 @@ def test_exec_while_paused(running: Oci) -> None:
 
 
 def test_exec_in_a_group_below(running: Oci) -> None:
-    for folder in running.group().folders():
-        (Path(folder) / "inner").mkdir()
+    controllers = [name for name in running.layout.v1 if "=" not in name]
+    Cgroup(f"{running.group().path}/inner", running.layout, controllers).create()
     seen = running.ok("exec", "--cgroup", "inner", "c", "cat", "/proc/self/cgroup")
     assert "/inner" in seen
     for bad in ("..", "nope"):

@@ -125,7 +125,7 @@ def test_links_and_fakes_in_the_image_move_no_mount(oci: Oci) -> None:
         assert "inside /proc" in oci.refusal(bind(place))
     for name in ("proc", "sys"):
         (oci.rootfs / name).symlink_to("/srv")
-        assert "ordinary folder" in oci.refusal(lambda config: None)
+        assert "ordinary directory" in oci.refusal(lambda config: None)
         (oci.rootfs / name).unlink()
 
 
