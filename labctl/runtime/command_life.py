@@ -247,7 +247,8 @@ def kill(words: list[str], context: Context) -> int:
     """labrun kill ID [SIGNAL]."""
     given = options.parse(words, {"all": "flag"}, {"a": "all"}, anywhere=True)
     id_ = one_name(given, "kill", most=2)
-    number = signals.parse(given.words[1] if len(given.words) > 1 else "TERM")
+    word = given.words[1] if len(given.words) > 1 else "TERM"
+    number = 0 if word == "0" else signals.parse(word)  # 0 only asks whether it runs: kill(2)
     actions.kill(Store(context.root), id_, number, Layout.detect(), everything=given.flag("all"))
     return 0
 

@@ -17,7 +17,7 @@ _RTMIN, _RTMAX = 34, 64  # as the kernel's users count them: glibc keeps the fir
 def parse(text: str) -> int:
     """ "TERM", "SIGTERM", "15", "RTMIN+3" as a number.  Raises ContainerError."""
     name = str(text).strip().upper()
-    if name.isdigit() and int(name) <= _RTMAX:  # 0 only asks whether it runs: kill(2)
+    if name.isdigit() and 0 < int(name) <= _RTMAX:
         return int(name)
     name = name[3:] if name.startswith("SIG") else name
     if name in BY_NAME:
