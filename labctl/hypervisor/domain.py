@@ -56,6 +56,14 @@ class DomainNic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DomainShare:
+    """A folder of the host that the guest mounts by its tag (virtiofs; at most 35 bytes, virtio 5.11.4)."""
+
+    path: str
+    tag: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Domain:
     """One virtual machine."""
 
@@ -90,6 +98,7 @@ class Domain:
     scsi: bool = False  # a bus on which disks come and go while it runs
     disks: tuple[DomainDisk, ...] = ()
     nics: tuple[DomainNic, ...] = ()
+    shares: tuple[DomainShare, ...] = ()
     channels: tuple[str, ...] = ()
     console_log: str = ""
     rng: bool = True
@@ -312,4 +321,4 @@ def remove(found: Any) -> None:
         found.undefine()
 
 
-__all__ = ["Domain", "DomainDisk", "DomainNic", "Refused", "holder", "read_mark", "remove"]
+__all__ = ["Domain", "DomainDisk", "DomainNic", "DomainShare", "Refused", "holder", "read_mark", "remove"]

@@ -87,7 +87,9 @@ def start(domain: Domain) -> list[str]:
 
 def _why_not(domain: Domain) -> str:
     if CHANNEL not in domain.channels:
-        return "machines of another architecture, and those with an init of their own, don't park"
+        return (
+            "machines of another architecture, with an init of their own, or with shared folders don't park"
+        )
     return f"its QEMU runs on another host ({domain.uri})"
 
 

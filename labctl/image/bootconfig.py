@@ -54,6 +54,24 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """A file system in memory, on `target`.  `size` in bytes, 0: half of the memory; `mode` is octal text."""
+
+    target: str
+    size: int = 0
+    mode: str = "1777"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A folder of the host on `target`, by virtiofs; `tag` is what the machine knows the device by."""
+
+    tag: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class BootConfig:
     """All a machine needs to know.
 
@@ -62,7 +80,8 @@ class BootConfig:
     the path of a tar archive on the host, laid over / with owners and modes, once.  `hosts` maps further
     names to addresses.  With `hosts_containers` each card eth<i> goes into a bridge lab<i>, which then has
     its addresses.  With `init` the image's own /sbin/init is PID 1 and starts what it likes; `command` is
-    then not run.  With `dhcp` every card asks for an address.
+    then not run.  With `dhcp` every card asks for an address.  `shares` and then `memories` are mounted
+    before anything of the image runs; with `read_only` nothing else of / can be written.
     """
 
     hostname: str
@@ -87,6 +106,9 @@ class BootConfig:
     hosts_containers: bool = False
     init: bool = False
     dhcp: bool = False
+    shares: tuple[Share, ...] = ()
+    memories: tuple[Memory, ...] = ()
+    read_only: bool = False
 
 
 def config_disk(path: Path, config: BootConfig) -> None:
@@ -177,6 +199,7 @@ def node_text(config: BootConfig, digest: str = "", at: int = 0) -> str:
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     lines += ["lab_network() {", *(f"\t{line}" for line in _network(config)), "\treturn 0", "}"]
     lines += ["lab_sysctls() {", *(f"\t{line}" for line in _sysctls(config)), "\treturn 0", "}"]
+    lines += ["lab_mounts() {", *(f"\t{line}" for line in _mounts(config)), "\treturn 0", "}"]
     return "\n".join(lines) + "\n"
 
 
@@ -215,6 +238,16 @@ def _sysctls(config: BootConfig) -> Iterator[str]:
         ):
             parts[3] = bridges[parts[3]]
             yield shlex.join(["setting", "/".join(parts), value])
+
+
+def _mounts(config: BootConfig) -> Iterator[str]:
+    for share in config.shares:
+        yield shlex.join(["share", share.tag, share.target, "ro" if share.read_only else "rw"])
+    for memory in config.memories:
+        size = [f"size={memory.size}"] if memory.size else []
+        yield shlex.join(["memory", memory.target, ",".join([f"nosuid,nodev,mode={memory.mode}", *size])])
+    if config.read_only:
+        yield "seal"
 
 
 def sysctl_path(name: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labctl.errors import Foreign, HostCannot, LabError, NoRoom, Problem, ProfileError
+from labctl.errors import Foreign, HostCannot, LabError, NoRoom
 from labctl.events import Emit, Note
 from labctl.home import Home
 from labctl.image.model import ImageConfig, host_arch
@@ -392,29 +392,3 @@ def tell_skipped(lab: str, chosen: Mapping[str, Choice], profile: Profile, emit:
                     "warning",
                 )
             )
-
-
-def refuse_out_of_place(profile: Profile) -> None:
-    """Refuse what a tier can't do, instead of doing without it.  Raises UsageError naming all of it."""
-    wrong: list[Problem] = []
-    for node in profile.nodes.values():
-        if node.tier is Tier.CONTAINER and not node.inside:
-            if node.init:
-                wrong.append(Problem(f"nodes.{node.name}.init: only a VM runs the image's own init"))
-            continue
-        where = "a container inside a VM" if node.inside else f"a VM (tier {node.tier})"
-        for word, used in (("volumes", bool(node.volumes)), ("tmpfs", bool(node.tmpfs and not node.inside))):
-            if used:
-                wrong.append(
-                    Problem(f"nodes.{node.name}.{word}: not for {where} yet", hint="use `files` or `root`")
-                )
-        if not node.inside:
-            for word, used in (
-                ("read_only", bool(node.read_only)),
-                ("capabilities", bool(node.capabilities.add or node.capabilities.drop)),
-                ("pids", bool(node.pids)),
-            ):
-                if used:
-                    wrong.append(Problem(f"nodes.{node.name}.{word}: only a container has that"))
-    if wrong:
-        raise ProfileError(wrong)

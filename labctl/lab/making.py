@@ -11,7 +11,7 @@ from dataclasses import replace
 from labctl.errors import Foreign, LabError, UsageError
 from labctl.events import Emit, Event, NodePhase, Note, StepDone, StepFailed, StepStarted, silent
 from labctl.home import Home
-from labctl.lab import addresses, again, facts, inputs, planner
+from labctl.lab import addresses, again, facts, inputs, places, planner
 from labctl.lab.looking import lab_status, opened, status_of
 from labctl.lab.model import Options, PlanResult, UpResult
 from labctl.lab.names import lab_id
@@ -82,8 +82,9 @@ def _plan(
 ) -> tuple[planner.Planned, _Lab, list[str]]:
     """Everything up to the graph.  With `build` images are made and subnets are reserved."""
     refuse_privileged(profile, options)
-    facts.refuse_out_of_place(profile)
+    places.refuse_out_of_place(profile)
     profile, chosen = facts.choices(profile, options)
+    places.refuse_without_daemon(profile, chosen)
     facts.check_room(profile, chosen)
     lab = _known(ledger, profile, options)
     if build and not lab.row and any(c.tier == "container" and not c.skipped for c in chosen.values()):

@@ -9,6 +9,7 @@ from labctl.tiers.record import InterfaceRecord, NodeRecord, PortRecord
 from labctl.tiers.steps import Provision, Reach, ReadyWait, Script
 
 if TYPE_CHECKING:
+    from labctl.profile.models import Mount, Node
     from labctl.resource.protocol import Resource
     from labctl.tiers.context import NodeFacts
 
@@ -91,8 +92,33 @@ def waits_for(facts: NodeFacts) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def life(facts: NodeFacts, record: NodeRecord, main: str, reach_seconds: float) -> list[Resource]:
-    """Reach it (and run its start-up script), provision it, wait for it: always all that apply."""
+def volume_keys(node: Node) -> tuple[str, ...]:
+    """The keys of the named volumes that a node mounts."""
+    from labctl.profile.types import MountKind
+
+    return tuple(dict.fromkeys(f"volume:{m.source}" for m in node.volumes if m.kind is MountKind.VOLUME))
+
+
+def volume_source(facts: NodeFacts, mount: Mount) -> str:
+    """The folder (or file) of this host behind a mount."""
+    from labctl.profile.types import MountKind
+
+    named = mount.kind is MountKind.VOLUME
+    return str(facts.lab.folder / "volumes" / mount.source) if named else mount.source
+
+
+def life(
+    facts: NodeFacts,
+    record: NodeRecord,
+    main: str,
+    reach_seconds: float,
+    *,
+    mounts: tuple[str, ...] = (),
+) -> list[Resource]:
+    """Reach it (and run its start-up script), provision it, wait for it: always all that apply.
+
+    `mounts` are the folders that a machine mounts by itself as it boots.
+    """
     node, owner = facts.node, facts.lab.owner
     record = way_to(record)
     steps: list[Resource] = [
@@ -104,6 +130,7 @@ def life(facts: NodeFacts, record: NodeRecord, main: str, reach_seconds: float) 
             record=record,
             timeout=reach_seconds,
             startup=node.startup,
+            mounts=mounts,
         )
     ]
     last = f"reach:{node.name}"

@@ -18,7 +18,7 @@ from labctl.records import dataclass
 from labctl.runtime import spec
 from labctl.runtime.client import KeeperClient, Launch
 from labctl.runtime.errors import ContainerError
-from labctl.tiers.common import life, record_of, waits_for
+from labctl.tiers.common import life, record_of, volume_keys, volume_source, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
 from labctl.tiers.folders import remove_trees
 from labctl.tiers.seed import Seed, extract, seed_of
@@ -103,27 +103,16 @@ def etc_files(facts: NodeFacts) -> dict[str, str]:
     }
 
 
-def volume_keys(node: Node) -> tuple[str, ...]:
-    """The keys of the named volumes that a node mounts."""
-    from labctl.profile.types import MountKind
-
-    return tuple(dict.fromkeys(f"volume:{m.source}" for m in node.volumes if m.kind is MountKind.VOLUME))
-
-
 def mounts_of(facts: NodeFacts) -> list[dict[str, Any]]:
     """Volumes, binds and tmpfs as OCI mounts; root inside is the owner outside, by idmapped mounts."""
-    from labctl.profile.types import MountKind
-
     found: list[dict[str, Any]] = []
     for mount in facts.node.volumes:
-        named = mount.kind is MountKind.VOLUME
-        source = str(facts.lab.folder / "volumes" / mount.source) if named else mount.source
         mode = ["ro"] if mount.read_only else ["rw"]
         found.append(
             {
                 "destination": mount.target,
                 "type": "bind",
-                "source": source,
+                "source": volume_source(facts, mount),
                 "options": ["rbind", "rprivate", "idmap", *mode],
             }
         )

@@ -28,7 +28,7 @@ from labctl.tiers.common import life, waits_for
 from labctl.tiers.context import NodeFacts, Planned
 from labctl.tiers.plugs import DiskPlugs
 from labctl.tiers.record import SshPlace
-from labctl.tiers.vm import disk_of, domain_of, record_of_vm
+from labctl.tiers.vm import disk_of, domain_of, mounts_of, record_of_vm
 
 REACH_SECONDS = 240.0  # a machine in a machine, both emulated, on a busy host
 BANNER_SECONDS = 3.0
@@ -44,6 +44,11 @@ def plan(facts: NodeFacts) -> Planned:
     if host is None or place is None:
         raise UsageError(f"{node.name} is inside {node.inside}, which is no machine of this lab")
     assert kernel is not None, "the planner gives every VM a kernel"
+    if node.volumes:
+        raise UsageError(
+            f"{node.name} runs inside {node.inside}, which has no way to a folder of this host",
+            hint=f"nodes.{node.name}.files or root in place of volumes",
+        )
     record = replace(record_of_vm(facts), uri="")
     disk = disk_of(facts)
     short = hashlib.sha256(node.name.encode()).hexdigest()[:8]
@@ -58,7 +63,7 @@ def plan(facts: NodeFacts) -> Planned:
         disks=tuple(_plug(f"{short}-{what}", path, disk.backing) for what, path in files.items()),
     )
     domain = _guest(facts, host, place, short)
-    steps = life(facts, record, f"guest:{node.name}", REACH_SECONDS)
+    steps = life(facts, record, f"guest:{node.name}", REACH_SECONDS, mounts=mounts_of(facts))
     resources: list[Resource] = [disk, plugs, domain, *steps]
     return Planned(resources, record)
 

@@ -43,6 +43,11 @@ def container(record: NodeRecord) -> ContainerMachine | InsideMachine:
     return found
 
 
+def ssh_machine(record: NodeRecord) -> SshMachine:
+    """The machine of a node that is one, or the one that a container is inside of.  Raises LabError."""
+    return _ssh(endpoint(record))
+
+
 def endpoint(record: NodeRecord) -> Endpoint:
     """Where the node's SSH server is (for a container inside a VM: the VM's), and the key it must show."""
     place = record.ssh

@@ -16,6 +16,7 @@ from labctl.tiers.record import NodeRecord
 
 if TYPE_CHECKING:
     from labctl.guest.machine import Executes
+    from labctl.guest.ssh import SshMachine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Reach:
     record: NodeRecord
     timeout: float = 60.0  # seconds
     startup: str = ""
+    mounts: tuple[str, ...] = ()  # what a machine must have mounted before anything counts on it
 
     @property
     def batched(self) -> bool:
@@ -55,11 +57,13 @@ class Reach:
     def make(self) -> list[str]:
         """Wait, then run the script.  Returns a sentence for each line of it that failed.
 
-        Raises TimedOut when the node doesn't answer.
+        Raises TimedOut when the node doesn't answer, LabError when something is not mounted in it.
         """
-        from labctl.tiers.machines import machine, wait_reachable
+        from labctl.tiers.machines import machine, ssh_machine, wait_reachable
 
         wait_reachable(self.record, self.timeout)
+        if self.mounts:
+            refuse_unmounted(self.name, ssh_machine(self.record), self.mounts)
         return run_startup(self.name, machine(self.record), self.startup) if self.startup else []
 
     def look(self) -> Look:
@@ -81,6 +85,24 @@ class Reach:
 
     def unmake(self) -> None:
         """Nothing is left of it."""
+
+
+def refuse_unmounted(node: str, target: SshMachine, mounts: Sequence[str]) -> None:
+    """See that a file system is mounted on each folder (proc(5), mounts).  Raises LabError for the first
+    that has none: what is written there would be lost, or go to the wrong place."""
+    done = target.run(["readlink", "-f", *mounts], own_tools=True, user="0", timeout=60)
+    table = target.run(["cat", "/proc/mounts"], own_tools=True, user="0", timeout=60).text
+    there = {line.split()[1] for line in table.splitlines()}
+    real = done.text.splitlines()
+    for place, path in zip(mounts, [*real, *mounts[len(real) :]], strict=True):
+        if path.translate(_MOUNT_ESCAPES) not in there:
+            raise LabError(
+                f"{node}: nothing is mounted on {place}",
+                hint=f"its kernel may lack the driver: labctl exec {node} -- cat /run/labctl/problems",
+            )
+
+
+_MOUNT_ESCAPES = str.maketrans({" ": "\\040", "\t": "\\011", "\n": "\\012", "\\": "\\134"})
 
 
 def run_startup(node: str, target: Executes, script: str, timeout: float = 300.0) -> list[str]:

@@ -37,6 +37,6 @@ def plan(facts: NodeFacts) -> Planned:
             UmlNic(bridge=i.bridge, ifname=i.host_name, mac=i.mac, mtu=i.mtu) for i in facts.place.interfaces
         ),
     )
-    steps = life(facts, record, f"uml:{node.name}", REACH_SECONDS)
+    steps = life(facts, record, f"uml:{node.name}", REACH_SECONDS, mounts=vm.mounts_of(facts))
     resources: list[Resource] = [disk, machine, *steps]
     return Planned(resources, record)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from labctl.guest.inside_link import disk_serial
-from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
+from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic, DomainShare
 from labctl.hypervisor.snapshot import CHANNEL, WORD
-from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Nic, Route
+from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Memory, Nic, Route, Share
 from labctl.profile.types import Devices, Hypervisor
 from labctl.resource.protocol import Resource
-from labctl.tiers.common import life, record_of, waits_for
+from labctl.tiers.common import life, record_of, volume_keys, volume_source, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
 from labctl.tiers.record import NodeRecord, SshPlace
 from labctl.tiers.seed import seed_of
@@ -27,7 +27,9 @@ def plan(facts: NodeFacts) -> Planned:
     record = record_of_vm(facts)
     disk = disk_of(facts)
     domain = domain_of(facts)
-    steps = life(facts, record, f"domain:{facts.node.name}", REACH_SECONDS[facts.choice.tier])
+    steps = life(
+        facts, record, f"domain:{facts.node.name}", REACH_SECONDS[facts.choice.tier], mounts=mounts_of(facts)
+    )
     resources: list[Resource] = [disk, domain, *steps]
     return Planned(resources, record)
 
@@ -45,6 +47,17 @@ def record_of_vm(facts: NodeFacts) -> NodeRecord:
         memory=facts.node.memory or DEFAULT_MEMORY,
         cpus=facts.node.cpus or 1,
     )
+
+
+def tag_of(number: int) -> str:
+    """What a machine knows the device of its volume by, counted from 0."""
+    return f"labshare{number}"
+
+
+def mounts_of(facts: NodeFacts) -> tuple[str, ...]:
+    """The folders that the machine mounts as it boots."""
+    node = facts.node
+    return (*(mount.target for mount in node.volumes), *(memory.target for memory in node.tmpfs))
 
 
 def disk_of(facts: NodeFacts) -> VmDisk:
@@ -68,6 +81,9 @@ def disk_of(facts: NodeFacts) -> VmDisk:
         stop_seconds=node.stop_timeout,
         hosts_containers=facts.is_container_host,
         init=node.init,
+        shares=tuple(Share(tag_of(n), m.target, m.read_only) for n, m in enumerate(node.volumes)),
+        memories=tuple(Memory(t.target, t.size or 0, t.mode or "1777") for t in node.tmpfs),
+        read_only=node.read_only,
     )
     return VmDisk(
         owner=lab.owner,
@@ -94,7 +110,8 @@ def domain_of(facts: NodeFacts) -> Domain:
     bus, nic = ("ide", "e1000") if emulated else ("virtio", "virtio")
     cpus = record.cpus
     # The image's own init may take the SMBIOS identity for its own, which a snapshot would give to others.
-    parks = facts.image.arch == "x86_64" and not node.init
+    # Nor can a shared folder be taken into a snapshot: its daemon's state is on this host.
+    parks = facts.image.arch == "x86_64" and not node.init and not node.volumes
     cmdline = kernel.xen_cmdline if xen else kernel.cmdline
     return Domain(
         owner=lab.owner,
@@ -102,6 +119,7 @@ def domain_of(facts: NodeFacts) -> Domain:
         node=node.name,
         needs=(
             f"vmdisk:{node.name}",
+            *volume_keys(node),
             *bridge_keys(facts),
             *(("libvirtd:libvirtd",) if lab.libvirt_home else ()),
         ),
@@ -144,6 +162,9 @@ def domain_of(facts: NodeFacts) -> Domain:
             for i in facts.place.interfaces
         ),
         console_log=str(Path(disk.folder, "console.log")),
+        shares=tuple(
+            DomainShare(path=volume_source(facts, m), tag=tag_of(n)) for n, m in enumerate(node.volumes)
+        ),
         channels=(CHANNEL,) if parks else (),
         snapshots=str(lab.home.cache / "snapshots"),
         snapshot=lab.snapshot,

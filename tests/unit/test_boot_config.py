@@ -21,8 +21,10 @@ from labctl.image.boot_keys import dropbear_key, make_key
 from labctl.image.boot_tsc import host_tsc_khz
 from labctl.image.bootconfig import (
     BootConfig,
+    Memory,
     Nic,
     Route,
+    Share,
     config_disk,
     node_text,
     process_text,
@@ -44,7 +46,7 @@ def calls(config: BootConfig, name: str = "lab_network") -> list[list[str]]:
     """What the guest's functions are called with, found out by a shell."""
     stubs = "".join(
         f'{word}() {{ printf "{word}"; printf "|%s" "$@"; echo; }}\n'
-        for word in ("nic", "addr", "route", "setting")
+        for word in ("nic", "addr", "route", "setting", "share", "memory", "seal")
     )
     return [line.split("|") for line in shell(f"{stubs}{node_text(config)}\n{name}").splitlines()]
 
@@ -111,6 +113,23 @@ def test_a_container_host_carries_addresses_and_sysctls_on_bridges() -> None:
         ["setting", "net/ipv4/conf/lab0/rp_filter", "0"],
         ["setting", "kernel/shmmax", "1"],
     ]
+
+
+def test_mounts_come_before_the_seal() -> None:
+    config = BootConfig(
+        "box",
+        shares=(Share("labshare0", "/srv/my data"), Share("labshare1", "/mnt", read_only=True)),
+        memories=(Memory("/tmp"), Memory("/scratch", 8 << 20, "0700")),
+        read_only=True,
+    )
+    assert calls(config, "lab_mounts") == [
+        ["share", "labshare0", "/srv/my data", "rw"],
+        ["share", "labshare1", "/mnt", "ro"],
+        ["memory", "/tmp", "nosuid,nodev,mode=1777"],
+        ["memory", "/scratch", f"nosuid,nodev,mode=0700,size={8 << 20}"],
+        ["seal", ""],
+    ]
+    assert calls(BootConfig("box"), "lab_mounts") == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labctl.errors import UsageError
-from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
+from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic, DomainShare
 from labctl.hypervisor.xml import NAMESPACE, digest_of, domain_xml, mark_of, shape, target_names, uuid_of
 from labctl.looks import Owner
 from labctl.resource.codec import decode, encode
@@ -50,6 +50,7 @@ CASES = {
     "arm": domain(arch="aarch64", kernel="/cache/vmlinuz-arm64"),
     "riscv": domain(arch="riscv64", kernel="/cache/vmlinuz-riscv64"),
     "bare": domain(kernel="", initrd="", cmdline="", disks=(), nics=(), console_log="", title="", rng=False),
+    "shared": domain(shares=(DomainShare(path="/lab/volumes/data", tag="labshare0"),)),
     "rich": domain(
         graphics=True, balloon=True, channels=("org.labctl.0",), firmware="/usr/share/qemu/qboot.rom"
     ),
@@ -59,7 +60,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case: str) -> None:
     """LABCTL_GOLDEN=write renews the files; look at the difference before committing it."""
-    run_as = "+64055:+64055" if case == "rich" else ""
+    run_as = "+64055:+64055" if case in ("rich", "shared") else ""
     item = CASES[case]
     # The digest changes with every word of the template; it has a test of its own.
     text = domain_xml(item, run_as).replace(digest_of(item), "DIGEST")

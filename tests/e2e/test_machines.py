@@ -1,0 +1,104 @@
+"""What virtual machines have in common with containers, and machines of another architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from labctl.home import Home
+from tests.e2e.labs import CONTAINERS, Lab
+
+pytestmark = [
+    pytest.mark.needs("libvirt", "tcg", "kernel", *CONTAINERS),
+    pytest.mark.timeout(300),
+]
+
+SHARING = """
+name: share
+volumes: {data: {}}
+defaults: {image: micro}
+nodes:
+  m:
+    tier: emulation
+    memory: 128MiB
+    volumes: ["data:/srv/my data", "./shown:/mnt/shown:ro"]
+    tmpfs: {/scratch: 8MiB}
+    read_only: true
+    files: {/etc/motd: hello}
+    command: [sh, -c, "echo served; exec sleep 1000"]
+  c: {volumes: ["data:/srv"]}
+"""
+
+FOREIGN = """
+name: far
+defaults: {image: micro}
+nodes:
+  far: {tier: emulation, arch: aarch64, ready: 80, command: [httpd, -f, -p, "80", -h, /var/www]}
+  near: {tier: container}
+"""
+
+
+@pytest.mark.long
+def test_folders_memory_and_a_sealed_root(
+    home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]
+) -> None:
+    lab = Lab(home, tmp_path, "share", SHARING)
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown" / "word").write_text("from the host")
+    lab.up()
+    assert lab.sh("m", "cat /mnt/shown/word") == "from the host"
+    assert lab.code("m", "echo no >/mnt/shown/word") == 1, "it is mounted read-only"
+    lab.sh("m", "echo one >'/srv/my data/m'; chown 1000:1001 '/srv/my data/m'")
+    assert lab.sh("c", "cat /srv/m; stat -c %u:%g /srv/m; echo two >/srv/c") == "one\n1000:1001"
+    assert lab.sh("m", "cat '/srv/my data/c'; stat -c %u '/srv/my data/c'") == "two\n0"
+
+    assert lab.sh("m", "df -k /scratch | awk 'END {print $2}'") == "8192"
+    assert lab.sh("m", "echo kept >/scratch/x; cat /scratch/x /etc/motd") == "kept\nhello"
+    assert lab.code("m", "touch /etc/x") == 1 and lab.code("m", "touch /root/x") == 1, "/ is read-only"
+    assert lab.good("logs", "share/m").strip() == "served", "its output is kept all the same"
+
+    lab.good("restart", "share/m")
+    assert lab.sh("m", "cat '/srv/my data/m' '/srv/my data/c'; ls /scratch") == "one\ntwo"
+    assert lab.code("m", "touch /etc/x") == 1
+    lab.down()
+    assert (tmp_path / "shown" / "word").read_text() == "from the host"
+    assert host_inventory() == []
+
+
+@pytest.mark.long
+def test_another_architecture(home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]) -> None:
+    lab = Lab(home, tmp_path, "far", FOREIGN)
+    lab.up()
+    assert "aarch64" in lab.status()["far"]["accelerator"]
+    assert lab.sh("far", "uname -m") == "aarch64"
+    assert lab.code("far", "exit 5") == 5
+    assert lab.code("near", "ping -c 1 -W 20 far") == 0 and lab.code("far", "ping -c 1 -W 20 near") == 0
+    assert "It works" in lab.sh("near", "wget -q -O - http://far/")
+    lab.down()
+    assert host_inventory() == []
+
+
+def test_an_image_that_cannot_be_built_for_it(home: Home, tmp_path: Path) -> None:
+    lab = Lab(
+        home, tmp_path, "far", "name: far\nnodes: {far: {tier: emulation, arch: aarch64, image: base}}\n"
+    )
+    said = lab.up_fails(4)
+    assert "base" in said and "arm64" in said and "micro" in said
+    assert lab.labs() == []
+
+
+def test_a_machine_shares_folders_only(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    lab = Lab(
+        home,
+        tmp_path,
+        "wrong",
+        'name: wrong\nnodes:\n  m: {tier: emulation, volumes: ["./file:/etc/x"]}\n'
+        '  p: {tier: para, volumes: ["data:/srv"]}\nvolumes: {data: {}}\n',
+    )
+    said = lab.up_fails(2)
+    assert "nodes.m.volumes" in said and "folders only" in said and "`files`" in said
+    assert "nodes.p.volumes" in said and "no way to a folder of this host" in said
+    assert lab.labs() == []
