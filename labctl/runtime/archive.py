@@ -13,10 +13,11 @@ _ROOMS = ("linux", "runtime")
 # start unpacks it beside the guest's other runtime files (or in LABRUN_UNPACK), where Python keeps the
 # compiled form.
 _MAIN = """\
-import os, sys, zipfile
+import os, sys
 archive = os.path.abspath(sys.argv[0])
 place = os.path.join(os.environ.get("LABRUN_UNPACK") or "/run/labctl", "labrun-DIGEST")
 if not os.path.isdir(place):
+    import zipfile
     fresh = "%s.%d" % (place, os.getpid())
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -26,8 +27,8 @@ if not os.path.isdir(place):
         pass  # a read-only or full /run, or another start was first: the zip file itself serves
 if os.path.isdir(place):
     sys.path.insert(0, place)
-from labctl.runtime.main import main
-sys.exit(main())
+from labctl.runtime.main import program
+program()
 """
 
 

@@ -50,15 +50,13 @@ def preload(config: Config) -> None:
 
     Raises ContainerError for a security module that this kernel hasn't got, ValueError for an unknown word.
     """
-    from importlib import import_module
-
     process, linux = config.get("process") or {}, config.get("linux") or {}
     _own.add(_identity("/proc/self/exe"))
     if sets := process.get("capabilities"):
         nested = any(row.get("type") == "user" for row in linux.get("namespaces") or ())
         check.grantable(sets, capabilities.known() if nested else capabilities.held())
     if config.get("hooks"):
-        import_module("labctl.runtime.hooks")
+        import labctl.runtime.hooks
     if linux.get("personality") or process.get("scheduler") or process.get("ioPriority"):
         from labctl.linux import schedule
 
@@ -66,7 +64,7 @@ def preload(config: Config) -> None:
     if profile := linux.get("seccomp"):
         seccomp.flag_bits(profile.get("flags") or ())
         if seccomp.notifies(profile):
-            import_module("labctl.runtime.listener")
+            import labctl.runtime.listener  # noqa: F401
     if process.get("apparmorProfile") or process.get("selinuxLabel") or linux.get("mountLabel"):
         from labctl.runtime import lsm
 

@@ -21,10 +21,7 @@ from labctl.runtime.execute import exec_in
 
 BUSYBOX = "/bin/busybox"
 REPOSITORY = Path(__file__).resolve().parents[2]
-_START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from labctl.runtime.main import main; sys.exit(main())"
-)
-LABRUN = [sys.executable, "-I", "-S", "-c", _START, str(REPOSITORY)]
+LABRUN = [sys.executable, "-I", "-S", str(REPOSITORY / "scripts/labrun")]
 
 
 def busybox_root(path: Path) -> Path:
