@@ -18,6 +18,7 @@ from labctl.events import Emit, Note, silent
 from labctl.image import diskfile, refs
 from labctl.image.blobs import MAX_DOCUMENT, parse_json
 from labctl.image.index import LAYOUT
+from labctl.image.layers import max_layer
 from labctl.image.model import (
     CONFIG,
     INDEX,
@@ -36,7 +37,7 @@ from labctl.image.model import (
 )
 from labctl.image.pack import Packing, abandon, pack
 from labctl.image.store import Store, parse_manifest
-from labctl.image.streams import Reader, chunks_of, plain
+from labctl.image.streams import Reader, bounded, chunks_of, plain
 
 FORMATS = ("oci-archive", "docker-archive", "rootfs")
 #: Opens a file of the archive by its path; raises BadImage when it has none.
@@ -125,7 +126,7 @@ def _seekable(store: Store, path: Path) -> Iterator[IO[bytes]]:
             return
         with store.scratch.file("archive") as (fresh, _), plain(file) as chunks:
             with fresh.open("wb") as out:
-                out.writelines(chunks)
+                out.writelines(bounded(chunks, str(path), max_layer()))
             with fresh.open("rb") as again:
                 yield again
 

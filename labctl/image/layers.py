@@ -75,11 +75,11 @@ class Layers:
 
     def _fill(self, layer: Layer, fresh: Path) -> None:
         from labctl.image.streams import Reader, plain
-        from labctl.image.unpack import unpack
+        from labctl.image.unpack import Limits, unpack
 
         with self.blobs.open(layer.digest) as file, plain(file) as chunks:
             reader = Reader(chunks, max_layer())
-            unpack(reader, fresh)  # type: ignore[arg-type]
+            unpack(reader, fresh, limits=Limits(entries=max_entries()))  # type: ignore[arg-type]
             reader.drain()
         if reader.digest != layer.diff_id:
             raise BadImage(
@@ -155,7 +155,16 @@ def _sync(path: Path) -> None:
 
 def max_layer() -> int:
     """The most bytes that one layer may unpack to (256 GiB); LABCTL_MAX_LAYER moves it."""
-    try:
-        return int(os.environ.get("LABCTL_MAX_LAYER", "") or 256 << 30)
-    except ValueError:
-        raise UsageError("LABCTL_MAX_LAYER is no number of bytes") from None
+    return _limit("LABCTL_MAX_LAYER", 256 << 30)
+
+
+def max_entries() -> int:
+    """The most files that one layer may have (4 million); LABCTL_MAX_ENTRIES moves it."""
+    return _limit("LABCTL_MAX_ENTRIES", 4_000_000)
+
+
+def _limit(variable: str, usual: int) -> int:
+    text = os.environ.get(variable, "") or str(usual)
+    if not text.isdecimal() or not int(text):
+        raise UsageError(f"{variable} must be a number above 0, not {text[:40]}")
+    return int(text)

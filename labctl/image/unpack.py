@@ -30,6 +30,7 @@ XATTR = "SCHILY.xattr."
 _FORBIDDEN = ("trusted.overlay.", "user.overlay.")
 _MAX_HEADER = 1 << 20
 _CHUNK = 1 << 20
+_ZEROS = bytes(_CHUNK)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def unpack(
                 archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header of a large layer
                 work.entries += 1
                 if work.entries > bounds.entries:
-                    raise BadImage(f"a layer has more than {bounds.entries} members")
+                    raise BadImage(
+                        f"a layer has more than {bounds.entries} members",
+                        hint="if that is right, raise LABCTL_MAX_ENTRIES",
+                    )
                 work.size += member.size if member.isreg() else 0
                 if work.size > bounds.size:
                     raise BadImage(f"a layer unpacks to more than {bounds.size} bytes")
@@ -193,8 +197,12 @@ def _pour(source: Any, descriptor: int, size: int, name: str) -> None:
         chunk = source.read(min(size, _CHUNK))
         if not chunk:
             raise BadImage(f"a layer ends in the middle of {name}")
+        size -= len(chunk)
+        if chunk == _ZEROS[: len(chunk)]:
+            # A hole: gigabytes of zeros are a few packed bytes, and should not cost more on the disk.
+            os.ftruncate(descriptor, os.lseek(descriptor, len(chunk), os.SEEK_CUR))
+            continue
         view = memoryview(chunk)
-        size -= len(view)
         while view:
             view = view[os.write(descriptor, view) :]
 
