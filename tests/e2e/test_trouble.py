@@ -11,7 +11,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from tests.e2e.labs import CONTAINERS, Lab, touched, until
 pytestmark = pytest.mark.needs(*CONTAINERS)
 
 Since = Callable[[], list[str]]
+ROOT = Path(__file__).parents[2]
 SLOW = """
 name: lab
 defaults: {image: micro}
@@ -109,17 +109,21 @@ def test_no_rights(lab: Lab, host_inventory: Since, tmp_path: Path) -> None:
         secret = folder / "secret.yaml"
         secret.write_text("name: lab\nnodes: {a: {image: micro}}\n")
         secret.chmod(0o600)
+        # The checkout may be in a home that is closed to others: they see it at a place of its own.
+        checkout = folder / "checkout"
+        checkout.mkdir()
+        as_nobody = (
+            f"mount --bind {ROOT} {checkout} && cd {checkout} && exec setpriv --reuid=65534 --regid=65534"
+            f' --clear-groups --inh-caps=-all {checkout}/.venv/bin/python -m labctl.cli up "$1"'
+        )
         for home, path, codes, word in (
             (str(lab.home.state.parent), profile, (1, 4), "root"),
             (str(folder / "home"), profile, (1, 4), "root"),
             (str(folder / "home"), secret, (2,), "Permission denied"),
         ):
             done = subprocess.run(
-                [sys.executable, "-m", "labctl.cli", "up", str(path)],
-                env={**os.environ, "LABCTL_HOME": home, "HOME": str(folder)},
-                user=65534,
-                group=65534,
-                extra_groups=[],
+                ["unshare", "-m", "sh", "-c", as_nobody, "sh", str(path)],
+                env={**os.environ, "LABCTL_HOME": home, "HOME": str(folder), "PYTHONPATH": str(checkout)},
                 capture_output=True,
                 text=True,
                 timeout=60,
