@@ -20,11 +20,10 @@ from typing import IO, Any
 
 from labctl.errors import HostCannot, LabError
 from labctl.guest.inside_driver import BASE
-from labctl.guest.ssh import SshMachine
+from labctl.guest.ssh import BUSYBOX, SshMachine
 
 RUNTIME = f"{BASE}/runtime"
 LAYERS = f"{BASE}/layers"
-_BUSYBOX = "/run/labctl/bin/busybox"
 _PROGRAM = (
     "import sys, _signal\n"
     "_signal.signal(_signal.SIGINT, _signal.SIG_DFL)\n"
@@ -39,7 +38,7 @@ _NO_PYTHON = 3
 # The runtime in use, what is there of the given paths, and all disks' serials; exit code 3 without Python.
 _ASK = f"""
 command -v python3 >/dev/null || exit {_NO_PYTHON}
-{_BUSYBOX} readlink "$1" || echo
+{BUSYBOX} readlink "$1" || echo
 shift
 for path; do [ -d "$path" ] && echo "$path"; done
 for file in /sys/block/*/serial; do read -r serial <"$file"; echo "$serial"; done 2>/dev/null
@@ -53,17 +52,17 @@ exec "$@"
 """
 # A tar becomes a folder; written to the disk before it gets its name, since machines lose their power.
 _UNPACK = f"""
-b={_BUSYBOX} d=$1
+b={BUSYBOX} d=$1
 umask 022
 $b rm -rf "$d".new.* && $b mkdir -p "$d.new.$$" && $b tar -x -p --numeric-owner -f - -C "$d.new.$$" || exit 1
 echo "$d.new.$$"
 """
 _NAME = f"""
-b={_BUSYBOX}
+b={BUSYBOX}
 $b chmod 755 "$1" && $b sync && $b mv "$1" "$2"
 """
 _CURRENT = f"""
-b={_BUSYBOX}
+b={BUSYBOX}
 $b ln -s "$1" "$2.$$" && $b mv -T "$2.$$" "$2"
 """
 

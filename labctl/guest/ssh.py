@@ -30,6 +30,9 @@ __all__ = ["Endpoint", "SshMachine", "banner_up", "command_line", "ssh_command"]
 Protocol = Literal["labctl", "shell"]
 _LONGEST = 8000  # bytes; dropbear refuses commands above 9000
 _LOGS = "/run/labctl/log"
+BUSYBOX = "/run/labctl/bin/busybox"
+# Neither the server nor tail notices that nobody reads any more until the next line; the end of the input is.
+_FOLLOW = '"$@" & read -r _; kill $!'
 _LOOK = """
 if [ -d "$1" ]; then kind=dir; elif [ -e "$1" ]; then kind=file
 elif [ -h "$1" ]; then kind=link; else kind=absent; fi
@@ -223,7 +226,7 @@ class SshMachine:
         """See `HasLogs.logs`."""
         lines = ["-n", "+1" if tail is None else str(max(tail, 0))]
         chosen: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
-        argvs = {name: ["tail", *lines, *(["-F"] if follow else []), f"{_LOGS}/{name}"] for name in chosen}
+        argvs = {name: ["tail", *lines, f"{_LOGS}/{name}"] for name in chosen}
         if not follow:
             for name, argv in argvs.items():
                 done = self.run(argv, user="0", cwd="/", timeout=60, own_tools=True)
@@ -234,12 +237,15 @@ class SshMachine:
 
     def _followed(self, argvs: Mapping[Stream, list[str]]) -> Iterator[LogChunk]:
         chunks: queue.Queue[LogChunk | None] = queue.Queue(64)
-        # A channel each, held here so that closing them ends the threads when the reader stops.
         files = {name: _Chunks(name, chunks) for name in argvs}
+        tool = [BUSYBOX] if self.protocol == "labctl" else []
 
         def follow(name: Stream) -> None:
+            tail, *words = argvs[name]
+            argv = ["sh", "-c", _FOLLOW, "sh", *tool, tail, "-F", *words]
+            sink = cast(IO[bytes], files[name])
             with suppress(LabError):  # the node went away: the log ends
-                self.exec(argvs[name], stdout=cast(IO[bytes], files[name]), user="0", cwd="/", own_tools=True)
+                self.exec(argv, stdin=files[name].reader, stdout=sink, user="0", cwd="/", own_tools=True)
             files[name].end()
 
         for name in argvs:
@@ -258,12 +264,16 @@ class SshMachine:
 
 
 class _Chunks(io.RawIOBase):
-    """A file whose writes become log chunks in a queue, until nobody reads it any more."""
+    """A file whose writes become log chunks in a queue, until nobody reads it any more.
+
+    `reader` is a pipe that ends then: the command that follows the log has it as its input.
+    """
 
     def __init__(self, name: Stream, chunks: queue.Queue[LogChunk | None]) -> None:
         self._name: Stream = name
         self._chunks = chunks
         self._stopped = threading.Event()
+        self.reader, self._writer = os.pipe2(os.O_CLOEXEC)
 
     def writable(self) -> bool:
         return True
@@ -275,12 +285,14 @@ class _Chunks(io.RawIOBase):
         return len(block)
 
     def end(self) -> None:
-        """Say that no more comes."""
+        """Say that no more comes; the command has ended."""
+        os.close(self.reader)
         self._put(None)
 
     def stop(self) -> None:
         """Nobody reads any more."""
         self._stopped.set()
+        os.close(self._writer)
 
     def _put(self, chunk: LogChunk | None) -> bool:
         while not self._stopped.is_set():

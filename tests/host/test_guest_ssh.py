@@ -146,16 +146,17 @@ def test_timeout_ends_the_command(own: SshMachine) -> None:
     with pytest.raises(TimedOut, match=r"lab/node did not end within 0\.5 s"):
         own.exec(["sh", "-c", "exec sleep 98765"], timeout=0.5)
     deadline = time.monotonic() + 10
-    while b"98765" in own.run(["pgrep", "-f", "^sleep 98765"]).stdout or _sleeps(98765):
+    while b"98765" in own.run(["pgrep", "-f", "^sleep 98765"]).stdout or _runs("sleep", "98765"):
         assert time.monotonic() < deadline, "the command still runs in the node"
         time.sleep(0.1)
 
 
-def _sleeps(seconds: int) -> bool:
+def _runs(*argv: str) -> bool:
+    ends = "".join(f"{word}\0" for word in argv).encode()
     found = False
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found = found or path.read_bytes() == f"sleep\0{seconds}\0".encode()
+            found = found or path.read_bytes().endswith(ends)
         except OSError:
             continue
     return found
@@ -315,11 +316,14 @@ def test_logs(own: SshMachine) -> None:
         ("stderr", b"trouble\n"),
     ]
     assert b"".join(c.data for c in own.logs("stdout", tail=2)) == b"second\nthird\n"
-    follower = own.logs("stdout", follow=True, tail=1)
-    assert next(follower).data == b"third\n"
+    much = os.getpid()  # in the command's words, to tell it from other runs' on this host
+    follower = own.logs("stdout", follow=True, tail=much)
+    assert next(follower).data == b"first\nsecond\nthird\n"
     own.run(["sh", "-c", "echo fourth >> /run/labctl/log/stdout"])
     assert next(follower).data == b"fourth\n"
+    assert _runs("tail", "-F", "-n", str(much), "/run/labctl/log/stdout")
     follower.close()
+    _until(lambda: not _runs("tail", "-F", "-n", str(much), "/run/labctl/log/stdout"))
 
 
 def test_forward(own: SshMachine) -> None:

@@ -203,7 +203,7 @@ def test_fifty_nodes_at_once_from_a_program_with_many_threads(tmp_path: Path) ->
     lab = rig(tmp_path, 1, nodes=50)
     lab.bridge.make()
     stop = threading.Event()
-    others = [threading.Thread(target=stop.wait) for _ in range(8)]
+    others = [threading.Thread(target=stop.wait, daemon=True) for _ in range(8)]
     for thread in others:
         thread.start()
     mine = Path("/proc/thread-self/ns/net").stat().st_ino
