@@ -281,27 +281,20 @@ def make_in_root(root: int, path: str, *, folder: bool, links: int = 40) -> int:
         return open_in_root(root, path)
     except FileNotFoundError:
         pass
-    parts = [part for part in os.path.normpath("/" + path).split("/") if part]
-    for depth in range(1, len(parts) + 1):
-        above, name = "/".join(parts[: depth - 1]), parts[depth - 1]
-        try:
-            os.close(open_in_root(root, f"{above}/{name}"))
-            continue
-        except FileNotFoundError:
-            pass
-        parent = open_in_root(root, above, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if depth < len(parts) or folder:
-                os.mkdir(name, 0o755, dir_fd=parent)
-            else:
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent))
-        except FileExistsError:
-            if not links:
-                raise sc.SyscallError(40, "follow", path) from None  # ELOOP
-            target = os.path.join("/" + above, os.readlink(name, dir_fd=parent), *parts[depth:])
-            return make_in_root(root, target, folder=folder, links=links - 1)
-        finally:
-            os.close(parent)
+    above, name = os.path.split(os.path.normpath("/" + path))
+    parent = make_in_root(root, above, folder=True, links=links)
+    try:
+        if folder:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        else:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent))
+    except FileExistsError:
+        if not links:
+            raise sc.SyscallError(40, "follow", path) from None  # ELOOP
+        target = os.path.join(above, os.readlink(name, dir_fd=parent))
+        return make_in_root(root, target, folder=folder, links=links - 1)
+    finally:
+        os.close(parent)
     return open_in_root(root, path)
 
 

@@ -225,14 +225,15 @@ def run(words: list[str], context: Context) -> int:
 
 def _foreground(job: Job, early: list[int]) -> int:
     """Forward signals, those that came early first; join the terminal; wait: the exit code."""
-    from labctl.runtime.execute import ExecProcess
-    from labctl.runtime.terminal import relay
+    from labctl.runtime.child import ExecProcess
 
     running = ExecProcess(job.pid, job.pidfd, job.console)
     forward_signals(running.kill)
     for number in early:
         running.kill(number)
     if job.console >= 0:
+        from labctl.runtime.terminal import relay
+
         return relay(running, 0, 1)
     return running.wait()
 

@@ -6,7 +6,6 @@ import atexit
 import errno
 import fcntl
 import os
-import struct
 import termios
 import time
 
@@ -15,6 +14,7 @@ from labctl.linux import syscalls as sc
 from labctl.linux.cgroups import Cgroup, Layout
 from labctl.runtime import process, signals, sources, state
 from labctl.runtime.channel import Channel
+from labctl.runtime.child import GRACE_SECONDS, ExecProcess
 from labctl.runtime.errors import ContainerError
 from labctl.runtime.init import open_slave
 from labctl.runtime.process import Finisher
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 
 _START_SECONDS = 30.0
-_GRACE_SECONDS = 2.0  # for a program to end by itself after a Ctrl-C, before it is killed
 
 
 class Target:
@@ -101,73 +100,6 @@ class Target:
 def groups_of(pid: int) -> list[str]:
     """The cgroup paths of a process."""
     return list(cgroups.of_process(pid).values())
-
-
-class ExecProcess:
-    """A process that runs in a container, a child of ours.  `master` is its terminal's other end, or -1."""
-
-    def __init__(self, pid: int, pidfd: int, master: int) -> None:
-        self.pid = pid
-        self.pidfd = pidfd
-        self.master = master
-        self._status: int | None = None
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code, 128 + n for a signal.  Raises TimeoutError."""
-        if self._status is None:
-            if timeout is not None and not pidfds.ended(self.pidfd, timeout):
-                raise TimeoutError(f"process {self.pid} still runs after {timeout:g} s")
-            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            assert info is not None
-            killed = info.si_code != os.CLD_EXITED
-            self._status = 128 + info.si_status if killed else info.si_status
-            os.close(self.pidfd)
-            self.pidfd = -1
-        return self._status
-
-    def kill(self, number: int) -> None:
-        """Send a signal; one that has ended is fine."""
-        if self.pidfd >= 0:
-            pidfds.send(self.pidfd, number)
-
-    def end(self, number: int) -> None:
-        """Send a signal to the process and all of its group, kill those when it does not end of it, reap it.
-
-        It leads a group of its own, as a shell's job does, so that `sh -c "a; b"` ends as a whole.
-        """
-        if self.pidfd < 0:
-            return
-        try:
-            self.signal_group(number)
-            if not pidfds.ended(self.pidfd, _GRACE_SECONDS):
-                self.signal_group(signals.BY_NAME["KILL"])
-        except KeyboardInterrupt:
-            self.signal_group(signals.BY_NAME["KILL"])
-        try:
-            self.wait(_GRACE_SECONDS)
-        except TimeoutError:
-            return  # frozen with its container: it ends with that
-
-    def signal_group(self, number: int) -> None:
-        """Send a signal to it and all of its group; one that has ended is fine."""
-        if self.pidfd < 0:
-            return
-        # Not reaped yet, so the number can't mean another group.
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            self.kill(number)
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Tell the terminal its size."""
-        if self.master >= 0:
-            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
-
-    def close(self) -> None:
-        """Close the terminal (its processes get SIGHUP)."""
-        if self.master >= 0:
-            os.close(self.master)
-            self.master = -1
 
 
 def build_process(
@@ -469,7 +401,7 @@ def _end_running() -> None:
     left = list(_running)
     for one in left:
         one.signal_group(signals.BY_NAME["INT"])
-    end = time.monotonic() + _GRACE_SECONDS
+    end = time.monotonic() + GRACE_SECONDS
     for one in left:
         if one.pidfd >= 0 and not pidfds.ended(one.pidfd, max(0.0, end - time.monotonic())):
             one.signal_group(signals.BY_NAME["KILL"])

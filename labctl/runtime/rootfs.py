@@ -227,9 +227,8 @@ class RootBuilder:
             self._attach(source, path, folder=False)
             os.close(source)
             return
-        parent = mounts.make_in_root(self.root, os.path.dirname(path), folder=True)
+        folder = mounts.make_in_root(self.root, os.path.dirname(path), folder=True)
         name = os.path.basename(path)
-        folder = mounts.open_in_root(parent, ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             mode = (row.get("fileMode") or 0o666) & 0o7777 | _MODES[row["type"]]
             device = os.makedev(row.get("major") or 0, row.get("minor") or 0)
@@ -243,7 +242,6 @@ class RootBuilder:
                 os.chown(name, row.get("uid") or 0, row.get("gid") or 0, dir_fd=folder)
         finally:
             os.close(folder)
-            os.close(parent)
 
     def enter(self, *, pivot: bool = True) -> None:
         """Make it "/"; without pivot_root(2) where the host's root is a ramdisk, which can't be left."""

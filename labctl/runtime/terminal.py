@@ -9,7 +9,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from labctl.runtime.execute import ExecProcess
+    from labctl.runtime.child import ExecProcess
 
 
 def _copy_size(source: int, running: ExecProcess, known: tuple[int, int]) -> tuple[int, int]:
