@@ -42,6 +42,7 @@ class DomainDisk:
     backing: str = ""
     backing_format: str = "raw"
     cache: str = "unsafe"  # a lab's disk need not survive the host's power cut; twice as fast
+    io: str = ""  # threads, native or io_uring; "" = QEMU's choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,10 @@ class Domain:
     emulator: str = ""
     firmware: str = ""
     vcpus: int = 1
+    topology: tuple[int, ...] = ()  # sockets, cores, threads; () = a socket for each CPU
+    pin: tuple[str, ...] = ()  # sets of the host's CPUs: one for all vCPUs, or one for each
+    kvm_paravirt: bool = True  # whether a guest of KVM may know that it is one
+    hugepages: bool = False
     memory_bytes: int
     kernel: str = ""
     initrd: str = ""

@@ -85,6 +85,7 @@ def _plan(
     places.refuse_out_of_place(profile)
     profile, chosen = facts.choices(profile, options)
     places.refuse_without_daemon(profile, chosen)
+    places.refuse_beyond_host(profile, chosen)
     facts.check_room(profile, chosen)
     lab = _known(ledger, profile, options)
     if build and not lab.row and any(c.tier == "container" and not c.skipped for c in chosen.values()):

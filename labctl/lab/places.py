@@ -8,7 +8,9 @@ from pathlib import Path
 from labctl.errors import Problem, ProfileError
 from labctl.profile.models import Node, Profile
 from labctl.profile.types import Engine, MountKind, Tier
+from labctl.profile.words import cpus_in
 from labctl.tiers.context import Choice
+from labctl.tiers.hosts import DEFAULT_GUEST as DEFAULT_MEMORY
 
 
 def refuse_out_of_place(profile: Profile) -> None:
@@ -27,6 +29,19 @@ def refuse_without_daemon(profile: Profile, chosen: Mapping[str, Choice]) -> Non
         from labctl.hypervisor import shares
 
         shares.daemon()
+
+
+def refuse_beyond_host(profile: Profile, chosen: Mapping[str, Choice]) -> None:
+    """See that this host has the CPUs and huge pages that machines ask for.  Raises HostCannot."""
+    for node in profile.nodes.values():
+        if node.vm is None or node.tier is Tier.CONTAINER or node.inside or chosen[node.name].skipped:
+            continue
+        from labctl.hypervisor import resources
+
+        wanted = set().union(*(cpus_in(pin) for pin in node.vm.pin))
+        resources.refuse_missing_cpus(node.name, wanted)
+        if node.vm.hugepages:
+            resources.refuse_without_hugepages(node.name, node.memory or DEFAULT_MEMORY)
 
 
 def _problems(node: Node) -> Iterator[Problem]:

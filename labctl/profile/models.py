@@ -8,6 +8,8 @@ seconds, and all models are frozen.
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from labctl.profile.types import (
@@ -15,8 +17,11 @@ from labctl.profile.types import (
     Capability,
     Condition,
     Cpus,
+    CpuSet,
     Destination,
     Devices,
+    DiskCache,
+    DiskIo,
     DnsName,
     Duration,
     Engine,
@@ -209,6 +214,42 @@ class Capabilities(Model):
     )
 
 
+class Topology(Model):
+    """The CPUs of a VM as it sees them: sockets × cores × threads."""
+
+    sockets: Whole = Field(default=1, ge=1, le=64, description="Packages.")
+    cores: Whole = Field(default=1, ge=1, le=256, description="Cores of a package.")
+    threads: Whole = Field(default=1, ge=1, le=8, description="Threads of a core.")
+
+
+class Vm(Model):
+    """How a VM of the tiers emulation and hardware is built and run, beyond its size."""
+
+    topology: Topology | None = Field(
+        default=None, description="CPU topology; left out: `cpus` sockets of one core."
+    )
+    pin: tuple[CpuSet, ...] = Field(
+        default=(),
+        description="CPUs of the host that its CPUs run on: one set for all of them, or one for each.",
+    )
+    hugepages: Flag = Field(default=False, description="Whether its memory comes from the host's huge pages.")
+    balloon: Flag = Field(
+        default=False, description="Whether it has a balloon, by which the host can take memory back."
+    )
+    disk_cache: DiskCache = Field(
+        default=DiskCache.UNSAFE,
+        description="How the host caches its disk; unsafe: fast, and lost with the host's power.",
+    )
+    disk_io: DiskIo | None = Field(
+        default=None, description="How QEMU does its disk's I/O; left out: threads."
+    )
+    kvm_paravirt: Flag = Field(
+        default=True,
+        description="Whether a hardware VM knows that it runs on KVM: kvmclock, PV EOI, PV TLB flush, "
+        "steal time.",
+    )
+
+
 class Node(Model):
     """A machine of the lab: a VM or a container."""
 
@@ -253,6 +294,9 @@ class Node(Model):
         default=Engine.XEN,
         description="What a para node runs on: the hypervisor xen, or uml: User Mode Linux, a kernel that "
         "runs as a program.",
+    )
+    vm: Vm | None = Field(
+        default=None, description="How a VM is built: topology, pinning, huge pages, disk cache."
     )
     init: Flag = Field(default=False, description="Whether the image's own /sbin/init runs as PID 1 of a VM.")
     cpus: Cpus | None = Field(
@@ -327,6 +371,14 @@ class Node(Model):
     stop_timeout: Duration = Field(
         default=10.0, description="How long it may take to end before it is killed."
     )
+
+    @property
+    def vcpus(self) -> int:
+        """How many CPUs it has as a virtual machine: those of its topology, or `cpus`, rounded up."""
+        shape = self.vm.topology if self.vm else None
+        if shape:
+            return shape.sockets * shape.cores * shape.threads
+        return max(1, math.ceil(round(self.cpus or 1, 3)))
 
 
 class Volume(Model):

@@ -67,6 +67,7 @@ def check_rules(
     import labctl.profile.rules_files as rules_files
     import labctl.profile.rules_net as rules_net
     import labctl.profile.rules_order as rules_order
+    import labctl.profile.rules_vm as rules_vm
 
     rules = Rules(profile, tree, problems, broken, names, images, environ)
     _names(rules)
@@ -74,6 +75,7 @@ def check_rules(
         _tier(rules, key, node)
         _amounts(rules, key, node)
         _words(rules, key, node)
+        rules_vm.check(rules, key, node)
     rules_net.check(rules)
     rules_order.check(rules)
     rules_files.check(rules)
@@ -104,8 +106,8 @@ def _names(rules: Rules) -> None:
                 rules.say(("nodes", key, "aliases"), f"the alias {alias} is the name of another node")
 
 
-_VM_ONLY = ("kernel", "machine", "cpu", "devices", "engine", "init", "disk", "hypervisor")
-_NOT_UML = ("kernel", "machine", "cpu", "devices", "cpus", "hypervisor", "inside")
+_VM_ONLY = ("kernel", "machine", "cpu", "devices", "engine", "init", "disk", "hypervisor", "vm")
+_NOT_UML = ("kernel", "machine", "cpu", "devices", "cpus", "hypervisor", "inside", "vm")
 _CONTAINER_ONLY = ("capabilities", "privileged", "pids")
 
 

@@ -135,6 +135,8 @@ def _nodes(defs: dict[str, Schema]) -> None:
         ]
     }
     node["provision"] = {**_kept(node["provision"]), "anyOf": [step, {"type": "array", "items": step}]}
+    vm = defs["Vm"]["properties"]
+    vm["pin"] = {**_kept(vm["pin"]), "anyOf": [SCALAR, {"type": "array", "items": SCALAR}]}
     node["ports"] = {**_kept(node["ports"]), "anyOf": [PORT, {"type": "array", "items": PORT}]}
     source = {
         "type": "object",

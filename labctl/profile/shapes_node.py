@@ -243,6 +243,10 @@ def _capabilities(item: Item, shaping: Shaping) -> Item:
     return item.like({"add": texts(item, shaping)})
 
 
+def _vm(item: Item, shaping: Shaping) -> Item:
+    return shape_map(item, {"pin": texts, "disk_cache": text, "disk_io": text}, shaping)
+
+
 _ROUTE = re.compile(r"(\S+)(?:\s+via\s+(\S+))?(?:\s+dev\s+(\S+))?(?:\s+metric\s+([0-9]{1,10}))?")
 
 
@@ -294,4 +298,5 @@ _SHAPES: dict[str, Shape] = {
     "depends_on": _depends_on,
     "ready": _ready,
     "capabilities": _capabilities,
+    "vm": _vm,
 }

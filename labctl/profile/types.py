@@ -55,6 +55,24 @@ class Devices(StrEnum):
     EMULATED = "emulated"
 
 
+class DiskCache(StrEnum):
+    """How the host caches a VM's disk (formatdomain.html, `cache`)."""
+
+    NONE = "none"
+    WRITETHROUGH = "writethrough"
+    WRITEBACK = "writeback"
+    DIRECTSYNC = "directsync"
+    UNSAFE = "unsafe"
+
+
+class DiskIo(StrEnum):
+    """How QEMU reads and writes a VM's disk (formatdomain.html, `io`)."""
+
+    THREADS = "threads"
+    NATIVE = "native"
+    IO_URING = "io_uring"
+
+
 class Engine(StrEnum):
     """What makes a para node: the Xen hypervisor, or a kernel that runs as a program."""
 
@@ -150,6 +168,11 @@ Name = Annotated[str, AfterValidator(words.name), _text(pattern=f"^{words.NAME}$
 DnsName = Annotated[str, AfterValidator(words.dns_name), _text(pattern=f"^{_DNS}$")]
 Address = Annotated[str, AfterValidator(words.address), _text(pattern=f"^{_IP}(/[0-9]{{1,3}})?$")]
 Capability = Annotated[str, AfterValidator(words.capability), _text(examples=["NET_ADMIN"])]
+CpuSet = Annotated[
+    str,
+    AfterValidator(words.cpu_set),
+    _text(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", examples=["0-1"]),
+]
 Destination = Annotated[str, AfterValidator(words.destination), _text(examples=["default", "10.2.0.0/16"])]
 GuestPath = Annotated[str, AfterValidator(words.absolute), _text(pattern="^/", examples=["/etc/motd"])]
 # "Maybe…": empty text stands for labctl's choice.

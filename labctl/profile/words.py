@@ -141,6 +141,24 @@ def arch(value: str) -> str:
     return found
 
 
+def cpu_set(value: str) -> str:
+    """Numbers of CPUs as libvirt and taskset write them: 0-3,8."""
+    if not re.fullmatch(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*", value, re.ASCII):
+        raise ValueError(f"{shown(value)} is no set of CPUs (for example 0-3 or 0,2)")
+    if len(cpus_in(value)) < len(value.split(",")):
+        raise ValueError(f"{shown(value)} names a CPU twice, or a range from high to low")
+    return value
+
+
+def cpus_in(value: str) -> set[int]:
+    """The numbers in such a set."""
+    found: set[int] = set()
+    for part in value.split(","):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
 def mode(value: object) -> str:
     """A file's mode as four octal digits; always read as octal, with or without a leading 0 or 0o."""
     text = str(value).lower().removeprefix("0o")

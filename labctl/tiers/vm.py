@@ -8,6 +8,7 @@ from labctl.guest.inside_link import disk_serial
 from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic, DomainShare
 from labctl.hypervisor.snapshot import CHANNEL, WORD
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Memory, Nic, Route, Share
+from labctl.profile.models import Vm
 from labctl.profile.types import Devices, Hypervisor
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, record_of, volume_keys, volume_source, waits_for
@@ -45,7 +46,7 @@ def record_of_vm(facts: NodeFacts) -> NodeRecord:
         domain=f"{lab.name}.{name}",
         uri=lab.uri,
         memory=facts.node.memory or DEFAULT_MEMORY,
-        cpus=facts.node.cpus or 1,
+        cpus=float(facts.node.vcpus) if facts.node.vm and facts.node.vm.topology else facts.node.cpus or 1,
     )
 
 
@@ -108,7 +109,7 @@ def domain_of(facts: NodeFacts) -> Domain:
     xen = node.hypervisor is Hypervisor.XEN
     emulated = node.devices is Devices.EMULATED
     bus, nic = ("ide", "e1000") if emulated else ("virtio", "virtio")
-    cpus = record.cpus
+    made = node.vm or Vm()
     # The image's own init may take the SMBIOS identity for its own, which a snapshot would give to others.
     # Nor can a shared folder be taken into a snapshot: its daemon's state is on this host.
     parks = facts.image.arch == "x86_64" and not node.init and not node.volumes
@@ -133,7 +134,12 @@ def domain_of(facts: NodeFacts) -> Domain:
         arch=facts.image.arch,
         machine=node.machine,
         cpu=node.cpu or _host_cpu(facts),
-        vcpus=max(1, -(-int(cpus * 1000) // 1000)),
+        vcpus=node.vcpus,
+        topology=(made.topology.sockets, made.topology.cores, made.topology.threads) if made.topology else (),
+        pin=made.pin,
+        kvm_paravirt=made.kvm_paravirt,
+        hugepages=made.hugepages,
+        balloon=made.balloon,
         memory_bytes=record.memory,
         kernel=kernel.kernel,
         initrd=kernel.initrd,
@@ -149,6 +155,8 @@ def domain_of(facts: NodeFacts) -> Domain:
                 bus=bus,
                 backing=disk.backing,
                 backing_format="raw",
+                cache=str(made.disk_cache),
+                io=str(made.disk_io or ""),
             ),
             DomainDisk(path=str(disk.config), format="raw", serial=CONFIG_SERIAL, readonly=True, bus=bus),
             # Found by their serial, which only virtio has; without one the image is sent over SSH.

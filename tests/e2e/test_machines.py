@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ nodes:
     volumes: ["data:/srv/my data", "./shown:/mnt/shown:ro"]
     tmpfs: {/scratch: 8MiB}
     read_only: true
+    vm: {topology: {cores: 2}, pin: 0, balloon: true, disk_cache: writeback, disk_io: threads}
     files: {/etc/motd: hello}
     command: [sh, -c, "echo served; exec sleep 1000"]
   c: {volumes: ["data:/srv"]}
@@ -38,6 +40,20 @@ nodes:
   far: {tier: emulation, arch: aarch64, ready: 80, command: [httpd, -f, -p, "80", -h, /var/www]}
   near: {tier: container}
 """
+
+
+def affinities(domain: str) -> set[str]:
+    """Which CPUs of the host the virtual CPUs of a domain may run on, by the kernel's word."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another program may end meanwhile
+            if f"guest={domain},".encode() not in (process / "cmdline").read_bytes():
+                continue
+            for thread in (process / "task").iterdir():
+                if (thread / "comm").read_text().startswith("CPU "):
+                    status = (thread / "status").read_text()
+                    found.add(status.partition("Cpus_allowed_list:")[2].split()[0])
+    return found
 
 
 @pytest.mark.long
@@ -58,6 +74,10 @@ def test_folders_memory_and_a_sealed_root(
     assert lab.sh("m", "echo kept >/scratch/x; cat /scratch/x /etc/motd") == "kept\nhello"
     assert lab.code("m", "touch /etc/x") == 1 and lab.code("m", "touch /root/x") == 1, "/ is read-only"
     assert lab.good("logs", "share/m").strip() == "served", "its output is kept all the same"
+
+    assert lab.sh("m", "nproc; cat /sys/devices/system/cpu/cpu*/topology/core_id") == "2\n0\n1"
+    assert lab.sh("m", "cat /sys/bus/virtio/drivers/virtio_balloon/virtio*/device") == "0x0005"
+    assert affinities("share.m") == {"0"}
 
     lab.good("restart", "share/m")
     assert lab.sh("m", "cat '/srv/my data/m' '/srv/my data/c'; ls /scratch") == "one\ntwo"
