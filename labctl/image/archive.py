@@ -17,6 +17,7 @@ from labctl.errors import LabError, UsageError
 from labctl.events import Emit, Note, silent
 from labctl.image import diskfile, refs
 from labctl.image.blobs import MAX_DOCUMENT, parse_json
+from labctl.image.digests import blob_path
 from labctl.image.index import LAYOUT
 from labctl.image.layers import max_layer
 from labctl.image.model import (
@@ -257,7 +258,7 @@ def _manifests(store: Store, opened: Open, index: Any, arch: str, depth: int = 0
 
 def _bring(store: Store, opened: Open, blob: Descriptor) -> None:
     if not store.blobs.has(blob.digest, blob.size):
-        with opened(f"blobs/sha256/{blob.digest[7:]}") as file:
+        with opened(blob_path(blob.digest)) as file:
             store.blobs.put(chunks_of(file), digest=blob.digest, size=blob.size)
 
 
@@ -319,7 +320,7 @@ def _save_oci(store: Store, image: Image, out: IO[bytes]) -> None:
         for digest in dict.fromkeys(
             [image.digest, image.config_digest, *(layer.digest for layer in image.layers)]
         ):
-            _blob(archive, store, f"blobs/sha256/{digest[7:]}", digest)
+            _blob(archive, store, blob_path(digest), digest)
 
 
 def _save_docker(store: Store, image: Image, out: IO[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from labctl.errors import LabError
-from labctl.image.model import BadImage, Descriptor, is_digest
+from labctl.image.digests import ALGORITHMS, KNOWN, blob_path, digest_of, hashed, hasher, is_digest
+from labctl.image.model import BadImage, Descriptor
 from labctl.image.scratch import Scratch, sync_folder
 from labctl.records import dataclass
 
@@ -28,17 +28,18 @@ class Blob:
 
 
 class Blobs:
-    """The folder blobs/sha256 under `root`."""
+    """The folder blobs/ under `root`: a folder in it for each algorithm."""
 
     def __init__(self, root: Path, scratch: Scratch) -> None:
-        self.folder = root / "blobs" / "sha256"
+        self.root = root
+        self.folder = root / "blobs"
         self.scratch = scratch
 
     def path(self, digest: str) -> Path:
-        """Where the blob lies, or would lie; raises BadImage for what is no sha256 digest."""
+        """Where the blob lies, or would lie; raises BadImage for what is no digest."""
         if not is_digest(digest):
-            raise BadImage(f"unusable digest {digest!r}", hint="only sha256 is supported")
-        return self.folder / digest[7:]
+            raise BadImage(f"unusable digest {digest!r}", hint=KNOWN)
+        return self.root / blob_path(digest)
 
     def has(self, digest: str, size: int | None = None) -> bool:
         """Whether the blob is there (and of that size).  Content was checked when it came in."""
@@ -54,15 +55,15 @@ class Blobs:
         Raises BadImage when they don't, LabError when the disk is full.  Nothing is visible before the end.
         """
         with self.scratch.file("blob") as (path, descriptor):
-            hasher, count = hashlib.sha256(), 0
+            content, count = hasher(digest), 0
             try:
                 for chunk in chunks:
                     count += len(chunk)
                     if size is not None and count > size:
                         raise BadImage(f"blob {digest or '?'} is longer than the {size} bytes announced")
-                    hasher.update(chunk)
+                    content.update(chunk)
                     _write(descriptor, chunk)
-                found = f"sha256:{hasher.hexdigest()}"
+                found = digest_of(content)
                 _check(found, count, digest, size)
                 self.commit(path, descriptor, found)
             except OSError as error:
@@ -72,7 +73,7 @@ class Blobs:
     def put_bytes(self, data: bytes, *, digest: str = "") -> Blob:
         """Store a small document."""
         if not digest:
-            known = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            known = hashed(data)
             if self.has(known, len(data)):
                 return Blob(known, len(data))
         return self.put([data], digest=digest)
@@ -86,9 +87,9 @@ class Blobs:
         target = self.path(digest)
         os.fchmod(descriptor, 0o644)
         os.fsync(descriptor)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
-        sync_folder(self.folder)
+        sync_folder(target.parent)
 
     def open(self, digest: str) -> IO[bytes]:
         """The blob to read from; raises BadImage when it is missing."""
@@ -108,7 +109,7 @@ class Blobs:
             )
         with self.open(descriptor.digest) as file:
             data = file.read(MAX_DOCUMENT + 1)
-        _check(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data), descriptor.digest, descriptor.size)
+        _check(hashed(data, descriptor.digest), len(data), descriptor.digest, descriptor.size)
         return data
 
     def read_json(self, descriptor: Descriptor) -> Any:
@@ -117,24 +118,24 @@ class Blobs:
 
     def check(self, digest: str) -> str:
         """Read the whole blob; returns what is wrong with it, or ""."""
-        hasher = hashlib.sha256()
+        content = hasher(digest)
         try:
             with self.open(digest) as file:
                 while chunk := file.read(CHUNK):
-                    hasher.update(chunk)
+                    content.update(chunk)
         except BadImage as error:
             return error.message
-        found = f"sha256:{hasher.hexdigest()}"
+        found = digest_of(content)
         return "" if found == digest else f"blob {digest} has the content of {found}"
 
     def all(self) -> Iterator[Blob]:
         """Every blob that is there."""
-        if not self.folder.is_dir():
-            return
-        for path in sorted(self.folder.iterdir()):
-            digest = f"sha256:{path.name}"
-            if is_digest(digest):
-                yield Blob(digest, path.stat().st_size)
+        for algorithm in ALGORITHMS:
+            folder = self.folder / algorithm
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                digest = f"{algorithm}:{path.name}"
+                if is_digest(digest):
+                    yield Blob(digest, path.stat().st_size)
 
 
 def parse_json(data: bytes, what: str) -> Any:

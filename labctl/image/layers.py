@@ -78,7 +78,7 @@ class Layers:
         from labctl.image.unpack import Limits, unpack
 
         with self.blobs.open(layer.digest) as file, plain(file) as chunks:
-            reader = Reader(chunks, max_layer())
+            reader = Reader(chunks, max_layer(), layer.diff_id)
             unpack(reader, fresh, limits=Limits(entries=max_entries()))  # type: ignore[arg-type]
             reader.drain()
         if reader.digest != layer.diff_id:
@@ -92,7 +92,7 @@ class Layers:
         from labctl.image.streams import Reader, plain
 
         with self.blobs.open(layer.digest) as file, plain(file) as chunks:
-            reader = Reader(chunks, max_layer())
+            reader = Reader(chunks, max_layer(), layer.diff_id)
             reader.drain()
         same = reader.digest == layer.diff_id
         return "" if same else f"layer {layer.digest} unpacks to {reader.digest} instead of {layer.diff_id}"

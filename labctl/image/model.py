@@ -11,6 +11,7 @@ from dataclasses import field
 from typing import Any
 
 from labctl.errors import LabError
+from labctl.image.digests import KNOWN, is_digest
 from labctl.records import dataclass
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -64,7 +65,7 @@ def host_arch() -> str:
 
 @dataclass(frozen=True)
 class Descriptor:
-    """A pointer to a blob: media type, digest ("sha256:…") and size in bytes (image-spec, descriptor.md)."""
+    """A pointer to a blob: media type, digest and size in bytes (image-spec, descriptor.md)."""
 
     media_type: str
     digest: str
@@ -81,7 +82,7 @@ class Descriptor:
         if not isinstance(media, str) or not isinstance(size, int) or size < 0:
             raise BadImage(f"{what} has no proper mediaType and size")
         if not is_digest(digest):
-            raise BadImage(f"{what} has an unusable digest: {digest!r}", hint="only sha256 is supported")
+            raise BadImage(f"{what} has an unusable digest: {digest!r}", hint=KNOWN)
         annotations, platform = data.get("annotations") or {}, data.get("platform") or {}
         if not isinstance(annotations, dict) or not isinstance(platform, dict):
             raise BadImage(f"{what} has annotations or a platform that are no objects")
@@ -101,14 +102,6 @@ class Descriptor:
         if self.annotations:
             data["annotations"] = dict(self.annotations)
         return data
-
-
-def is_digest(text: object) -> bool:
-    """Whether the text is a sha256 digest, lower case, of full length."""
-    if not isinstance(text, str) or not text.startswith("sha256:"):
-        return False
-    digits = text[7:]
-    return len(digits) == 64 and all(char in "0123456789abcdef" for char in digits)
 
 
 @dataclass(frozen=True)

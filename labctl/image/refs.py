@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from labctl.errors import UsageError
-from labctl.image.model import is_digest
+from labctl.image.digests import is_digest
 from labctl.records import dataclass
 
 DOCKER_HUB = "docker.io"
@@ -87,7 +87,8 @@ def parse(text: str) -> Reference:
     rest, _, digest = text.partition("@")
     if "@" in text and not is_digest(digest):
         raise UsageError(
-            f"image name {_shown(text)} has a bad digest", hint="it reads sha256: and 64 hex digits"
+            f"image name {_shown(text)} has a bad digest",
+            hint="it reads sha256: and 64 hex digits, or sha512: and 128",
         )
     host = ""
     first, slash, more = rest.partition("/")

@@ -1,7 +1,7 @@
 """The image store: an OCI image layout 1.1, and the unpacked layers beside it.
 
     images/
-      oci-layout index.json blobs/sha256/…   as any OCI tool reads it
+      oci-layout index.json blobs/ALGORITHM/…   as any OCI tool reads it
       layers/ID/                             unpacked layers for overlayfs (0700: they hold set-uid files)
       pins/ locks/ tmp/                      who uses what; locks; unfinished work
 

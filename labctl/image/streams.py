@@ -5,7 +5,6 @@ gzip by the standard library; zstd by Debian's `zstd`, since Python 3.11 has non
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import threading
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from labctl.errors import HostCannot
+from labctl.image.digests import digest_of, hasher
 from labctl.image.model import BadImage
 
 CHUNK = 1 << 18
@@ -22,13 +22,13 @@ _GZIP, _ZSTD, _XZ, _BZIP2 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00", b
 
 
 class Reader:
-    """A readable made of chunks that counts and hashes what it gives, and stops at `limit` bytes."""
+    """A readable made of chunks that counts and hashes (as `like`) what it gives, and stops at `limit`."""
 
-    def __init__(self, chunks: Iterable[bytes], limit: int = 0) -> None:
+    def __init__(self, chunks: Iterable[bytes], limit: int = 0, like: str = "") -> None:
         self._chunks = iter(chunks)
         self._rest = b""
         self._limit = limit
-        self._hash = hashlib.sha256()
+        self._hash = hasher(like)
         self.count = 0
 
     def read(self, size: int = -1) -> bytes:
@@ -55,7 +55,7 @@ class Reader:
     @property
     def digest(self) -> str:
         """The digest of all that was taken from the source so far."""
-        return f"sha256:{self._hash.hexdigest()}"
+        return digest_of(self._hash)
 
     def _note(self, chunk: bytes) -> None:
         self.count += len(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -15,12 +16,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from labctl.errors import LabError, UsageError
-from labctl.image.model import LAYER_GZIP, BadImage, ImageConfig
+from labctl.image.archive import load, save
+from labctl.image.model import CONFIG, LAYER, LAYER_GZIP, MANIFEST, BadImage, Descriptor, ImageConfig
 from labctl.image.registry import RegistryError, delete, pull, push, tags
 from labctl.image.registry.auth import challenges, credentials
 from labctl.image.store import Store
@@ -94,6 +97,41 @@ def test_push_and_pull_keep_the_image(registry: str, store: Store, tmp_path: Pat
     assert tags(ref) == ["1"]
     by_digest = pull(Store(tmp_path / "third"), f"{registry}/class/app@{digest}")
     assert by_digest.digest == digest
+
+
+def sha512(store: Store, data: bytes) -> Descriptor:
+    """A blob under its SHA-512 digest."""
+    digest = f"sha512:{hashlib.sha512(data).hexdigest()}"
+    return Descriptor("", store.blobs.put([data], digest=digest).digest, len(data))
+
+
+def test_sha512(registry: str, store: Store, tmp_path: Path) -> None:
+    """An image all of whose digests are SHA-512, through archive and registry; a wrong byte is found."""
+    with store.adding():
+        tar = sha512(store, layer(folder("d"), member("d/f", b"x" * 70_000)).getvalue())
+        config = sha512(
+            store, json.dumps(ImageConfig(cmd=("/f",), diff_ids=(tar.digest,)).to_json()).encode()
+        )
+        document = {
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "digest": config.digest, "size": config.size},
+            "layers": [{"mediaType": LAYER, "digest": tar.digest, "size": tar.size}],
+        }  # fmt: skip
+        manifest = sha512(store, json.dumps(document).encode())
+        store.name(replace(manifest, media_type=MANIFEST), "long")
+    assert store.verify(deep=True) == [] and (store.rootfs(store.resolve("long"))[0] / "d/f").is_file()
+    save(store, "long", tmp_path / "long.tar", "oci-archive")
+    other = Store(tmp_path / "other")
+    assert load(other, tmp_path / "long.tar")[0].digest == manifest.digest
+    ref = f"{registry}/class/long:1"
+    push(other, "long", target=ref, compress="")
+    third = Store(tmp_path / "third")
+    image = pull(third, ref)
+    assert image.layers[0].digest == tar.digest and third.verify(deep=True) == []
+    assert (third.rootfs(image)[0] / "d/f").read_bytes() == b"x" * 70_000
+    assert pull(Store(tmp_path / "fourth"), f"{registry}/class/long@{image.digest}").layers == image.layers
+    third.blobs.path(tar.digest).write_bytes(b"y")
+    assert any("has the content of sha512:" in said for said in third.verify())
 
 
 @pytest.mark.needs("root")

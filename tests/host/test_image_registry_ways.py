@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from labctl.image.registry import RegistryError, pull, push
-from labctl.image.registry.client import _pause
+from labctl.image.registry import RegistryError, pull, push, tags
+from labctl.image.registry.client import Client, _pause
 from labctl.image.store import Store
 from labctl.looks import Owner
 from labctl.tiers.registry_server import RegistryServer
@@ -183,6 +183,49 @@ def test_other_answers(gate: str, store: Store) -> None:
             pull(store, f"{gate}/x/y:1")
         assert len(Gate.seen) < 12
     assert _pause("7") == 7 and _pause("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and _pause("soon") == 0
+
+
+def test_tags_in_pages(gate: str) -> None:
+    """Pages by Link headers, relative and whole."""
+
+    def act(gate: Gate) -> bool:
+        _, _, last = gate.path.partition("last=")
+        pages = {
+            "": (["a", "b"], "</v2/p/tags/list?last=b>"),
+            "b": (["c"], f"<http://{host}/v2/p/tags/list?last=c>"),
+        }
+        names, link = pages.get(last, (["d"], ""))
+        more = {"Link": f'{link}; rel="next"'} if link else {}
+        return gate.answer(200, json.dumps({"name": "p", "tags": names}).encode(), **more)
+
+    host = gate
+    Gate.act = staticmethod(act)
+    assert tags(f"{gate}/p") == ["a", "b", "c", "d"]
+
+
+def test_proxies(gate: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that only the proxy can reach; NO_PROXY keeps from it, and this machine needs none."""
+    far = "registry.invalid:5000"
+
+    def act(gate: Gate) -> bool:
+        gate.path = gate.path.removeprefix(f"http://{far}")
+        gate.headers.replace_header("Host", far)
+        return False
+
+    Gate.act = staticmethod(act)
+    monkeypatch.setenv("HTTP_PROXY", f"http://{gate}")
+    monkeypatch.setenv("http_proxy", f"http://{gate}")
+    digest = push(store, "app:1", target=f"{far}/ways/app:1", insecure=True)
+    assert pull(Store(tmp_path / "far"), f"{far}/ways/app:1", insecure=True).digest == digest
+    assert Gate.seen and all(path.startswith(f"http://{far}/v2/") for _, path in Gate.seen)
+    Gate.seen.clear()
+    assert pull(Store(tmp_path / "near"), f"{Gate.backend}/ways/app:1").digest == digest
+    assert Gate.seen == []
+    monkeypatch.setenv("NO_PROXY", "registry.invalid")
+    monkeypatch.setenv("no_proxy", "registry.invalid")
+    with pytest.raises(RegistryError, match="cannot reach"):
+        Client(far, insecure=True).call("GET", "/v2/", "ways/app", tries=1)
+    assert Gate.seen == []
 
 
 def test_uploads_that_get_lost(gate: str, store: Store, tmp_path: Path) -> None:

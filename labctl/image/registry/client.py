@@ -8,7 +8,6 @@ connection is made is the business of `transport`.
 from __future__ import annotations
 
 import email.utils
-import hashlib
 import json
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import IO, Any
 
 from labctl.errors import LabError
 from labctl.image.blobs import MAX_DOCUMENT, parse_json
+from labctl.image.digests import hashed, is_digest
 from labctl.image.model import INDEX, INDEXES, MANIFEST, MANIFESTS, BadImage
 from labctl.image.registry.auth import Challenge, challenges, credentials
 from labctl.image.registry.transport import LOST, Transport
@@ -74,10 +74,11 @@ class Client:
         data, headers = self.document(path, repository, {"Accept": ACCEPT})
         media = headers.get("Content-Type", "").partition(";")[0].strip()
         claimed = headers.get("Docker-Content-Digest", "")
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        for said in (wanted if wanted.startswith("sha256:") else "", claimed):
-            if said.startswith("sha256:") and said != digest:
-                raise BadImage(f"{self.registry} sent {digest} for {repository}@{said}")
+        asked = wanted if is_digest(wanted) else ""
+        digest = hashed(data, asked)
+        for said in (asked, claimed):
+            if is_digest(said) and said != (found := hashed(data, said)):
+                raise BadImage(f"{self.registry} sent {found} for {repository}@{said}")
         document = parse_json(data, f"the manifest of {repository}")
         if isinstance(document, dict) and isinstance(document.get("mediaType"), str):
             media = document["mediaType"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from typing import IO, TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from labctl.errors import LabError, UsageError
 from labctl.events import Emit, Note, Progress, silent
 from labctl.image import refs
 from labctl.image.blobs import parse_json
+from labctl.image.digests import digest_of, hasher
 from labctl.image.locks import locked
 from labctl.image.model import INDEXES, MANIFEST, BadImage, Descriptor, Image, host_arch, oci_arch
 from labctl.image.registry.client import TRIES, Client, Fetched, RegistryError
@@ -157,7 +157,7 @@ class _Download:
         self.store, self.client, self.repository, self.blob = store, client, repository, blob
         self.count, self.stop = count, stop
         self.partial = store.root / "partial" / blob.digest[7:]
-        self.hasher, self.hashed = hashlib.sha256(), 0
+        self.hasher, self.hashed = hasher(self.blob.digest), 0
 
     def run(self) -> None:
         """Fetch it unless it is there; another process that fetches it is waited for."""
@@ -203,7 +203,7 @@ class _Download:
             remove(self.partial)
             size = 0
         if size != self.hashed:
-            self.hasher, self.hashed = hashlib.sha256(), 0
+            self.hasher, self.hashed = hasher(self.blob.digest), 0
             if size:
                 with self.partial.open("rb") as file:
                     while chunk := file.read(1 << 20):
@@ -222,7 +222,7 @@ class _Download:
         with answer, self.partial.open("ab", buffering=0) as file:
             if start and not _goes_on(answer, start):
                 file.truncate(0)  # this registry knows no ranges
-                self.hasher, self.hashed, start = hashlib.sha256(), 0, 0
+                self.hasher, self.hashed, start = hasher(self.blob.digest), 0, 0
             left = self.blob.size - start
             while chunk := _next(answer, min(_CHUNK, left + 1)):
                 if self.stop.is_set():
@@ -246,7 +246,7 @@ class _Download:
 
     def _keep(self) -> None:
         """Let it into the store when it is what its digest says."""
-        found = f"sha256:{self.hasher.hexdigest()}"
+        found = digest_of(self.hasher)
         if found != self.blob.digest:
             remove(self.partial)
             raise BadImage(
