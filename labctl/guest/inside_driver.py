@@ -56,7 +56,7 @@ def make(request: dict[str, Any]) -> dict[str, str]:
         _use_disk(item)
         net = dict(item["net"])
         net["nics"] = tuple(Nic(**dict(nic, addresses=tuple(nic["addresses"]))) for nic in net["nics"])
-        net["routes"] = tuple(tuple(route) for route in net["routes"])
+        net["routes"] = tuple((*route, 0)[:4] for route in net["routes"])  # metrics came later
         net["sysctls"] = tuple(tuple(pair) for pair in net["sysctls"])
         nodes.append(Node(**net))
     for path in {os.path.dirname(path) for node in nodes for path in (node.path, node.userns)} - {""}:

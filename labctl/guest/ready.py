@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from labctl.errors import Interrupted, LabError, TimedOut, UsageError
 from labctl.guest.machine import Executes
+from labctl.linux import netns as namespaces
 
 _ONE_TRY = 10.0  # seconds that a single try may take
 
@@ -57,8 +58,12 @@ def wait_port(
     interval: float = 1.0,
     what: str = "",
     cancel: threading.Event | None = None,
+    netns: str | None = None,
 ) -> None:
-    """Wait until a TCP port accepts a connection.  Raises TimedOut, Interrupted, UsageError."""
+    """Wait until a TCP port accepts a connection, made in the network namespace `netns` (None: this one).
+
+    Raises TimedOut, Interrupted, UsageError.
+    """
     if not address:
         raise UsageError(f"{what or 'the node'} has no address, so no port of it can be waited for")
 
@@ -69,7 +74,8 @@ def wait_port(
             return f"port {port} of {address}: {error.strerror or error}"
         return ""
 
-    wait_for(what or address, probe, timeout=timeout, interval=interval, cancel=cancel)
+    asked = _within(netns, probe)
+    wait_for(what or address, asked, timeout=timeout, interval=interval, cancel=cancel)
 
 
 def wait_command(
@@ -104,8 +110,11 @@ def wait_http(
     interval: float = 1.0,
     what: str = "",
     cancel: threading.Event | None = None,
+    netns: str | None = None,
 ) -> None:
     """Wait until a URL answers with a status below 400; redirects are not followed.
+
+    It is asked for in the network namespace `netns` (None: this one).
 
     `url` may be a path alone (port 80 of the node) or leave out the host (`http://:8080/health`).
     A certificate is not checked: a lab signs its own.  Raises TimedOut, Interrupted, UsageError.
@@ -129,7 +138,20 @@ def wait_http(
             link.close()
         return "" if status < 400 else f"{url} on {host}:{port}: status {status}"
 
-    wait_for(what or address, probe, timeout=timeout, interval=interval, cancel=cancel)
+    asked = _within(netns, probe)
+    wait_for(what or address, asked, timeout=timeout, interval=interval, cancel=cancel)
+
+
+def _within(path: str | None, probe: Callable[[float], str]) -> Callable[[float], str]:
+    """The probe, made in the network namespace at `path`; one that is gone is a reason like another."""
+
+    def inside(seconds: float) -> str:
+        try:
+            return namespaces.run_in(path, lambda: probe(seconds))
+        except OSError as error:
+            return f"cannot enter {path}: {error.strerror or error}"
+
+    return probe if path is None else inside
 
 
 def _address_of(url: str, address: str) -> tuple[bool, str, int, str]:

@@ -46,11 +46,15 @@ class Nic:
 
 @dataclass(frozen=True)
 class Route:
-    """A route to `to` (a prefix or "default") by the gateway `via`, or on the link of `dev`."""
+    """A route to `to` (a prefix or "default") by the gateway `via`, or on the link of `dev`.
+
+    Of two to one destination the one with the smaller metric is taken; 0: the kernel's own choice.
+    """
 
     to: str
     via: str = ""
     dev: str = ""
+    metric: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,8 @@ def _network(config: BootConfig) -> Iterator[str]:
     bridges = {nic.name: f"lab{index}" for index, nic in enumerate(config.interfaces)}
     for route in config.routes:
         device = bridges.get(route.dev, route.dev) if config.hosts_containers else route.dev
-        yield shlex.join(["route", route.to, route.via, device])
+        metric = [str(route.metric)] if route.metric else []
+        yield shlex.join(["route", route.to, route.via, device, *metric])
     if config.gateway4:
         yield shlex.join(["route", "default", config.gateway4, ""])
     if config.gateway6 and config.ipv6:

@@ -18,6 +18,7 @@ from labctl.profile.types import Devices, Engine, Hypervisor, Tier
 from labctl.tiers import is_uml
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
 from labctl.tiers.hosts import crowded, with_hosts
+from labctl.tiers.management import with_management
 from labctl.tiers.seed import seed_of
 from labctl.tiers.select import Ability, Probe, choose
 
@@ -88,7 +89,7 @@ def choices(profile: Profile, options: Options) -> tuple[Profile, dict[str, Choi
     Raises HostCannot when one can't run here and the options don't help.
     """
     ask = probe(options.home)
-    profile = with_hosts(profile, ask, this_arch(), options.nested)
+    profile = with_hosts(with_management(profile), ask, this_arch(), options.nested)
     chosen = choose(
         profile,
         this_arch(),

@@ -54,10 +54,8 @@ def _problems(node: Node) -> Iterator[Problem]:
                 f"{place}.volumes: not for a container inside a VM yet", hint="use `files` or `root`"
             )
         return
-    if node.capabilities.add or node.capabilities.drop:
-        yield Problem(f"{place}.capabilities: only a container has that")
-    if node.pids:
-        yield Problem(f"{place}.pids: only a container has that")
+    # Capabilities and a limit of processes that defaults or a group give to all nodes do no harm in
+    # a machine, whose root has its own kernel; stated for one machine, the profile's rules refuse them.
     yield from _shares(node, place)
 
 

@@ -129,10 +129,15 @@ def _carried(profile: Profile, node: Node, host: HostFacts, arch: str) -> tuple[
 
 
 def hosts_text(node: Node, addresses: Plan) -> str:
-    """A node's /etc/hosts: itself and loopback; all else is DNS's affair."""
+    """A node's /etc/hosts: itself and loopback.  All else is DNS's affair, where the node reaches it; on a
+    bare Ethernet, where the host has no address, the others' names stand here too."""
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     own = dict.fromkeys((node.hostname or node.name, node.name))
-    lines += [f"{address}\t{' '.join(own)}" for address in addresses.places[node.name].addresses[:1]]
+    place = addresses.places[node.name]
+    lines += [f"{address}\t{' '.join(own)}" for address in place.addresses[:1]]
+    if not place.dns:
+        others = ((name, ips.split(",")) for name, ips in addresses.names.items() if name not in own)
+        lines += [f"{address}\t{name}" for name, ips in sorted(others) for address in ips]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ Runs in the guest as `labrun.pyz net add` or `net del` with a document on standa
     {"nodes": [{"key": "web", "path": "/run/labctl/net/web",
                 "interfaces": [{"host_name": "lv0a1b2c3d4e", "name": "eth0", "bridge": "lab0",
                                 "mac": "02:…", "addresses": ["10.1.2.4/24"], "up": true, "mtu": 0}],
-                "gateway4": "10.1.2.1", "gateway6": "", "routes": [["10.9.0.0/16", "10.1.2.9", ""]],
+                "gateway4": "10.1.2.1", "gateway6": "", "routes": [["10.9.0.0/16", "10.1.2.9", "", 0]],
                 "ipv6": true, "sysctls": {"net.ipv4.ip_forward": "1"}, "mark": "labctl:…"}]}
 
 `net del` needs only key, path, mark and the interfaces' host_name.  The answer on standard output is
@@ -45,7 +45,7 @@ def _node(item: dict[str, Any]) -> Node:
         nics=tuple(_nic(nic, mark) for nic in item.get("interfaces", [])),
         gateway4=str(item.get("gateway4", "")),
         gateway6=str(item.get("gateway6", "")),
-        routes=tuple((str(r[0]), str(r[1]), str(r[2])) for r in item.get("routes", [])),
+        routes=tuple((str(r[0]), str(r[1]), str(r[2]), int(r[3])) for r in item.get("routes", [])),
         ipv6=bool(item.get("ipv6", True)),
         sysctls=tuple((str(k), str(v)) for k, v in item.get("sysctls", {}).items()),
     )

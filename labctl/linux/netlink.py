@@ -226,8 +226,13 @@ def delete_address(index: int, text: str, name: str = "") -> Request:
     return Request(what, _DELADDR, 0, _address_body(index, text), (errnos.EADDRNOTAVAIL, errnos.ENODEV))
 
 
-def add_route(destination: str, gateway: str = "", index: int = 0, name: str = "") -> Request:
-    """Add a route: `destination` is "default" or a network, `gateway` an address, `index` an interface."""
+def add_route(
+    destination: str, gateway: str = "", index: int = 0, name: str = "", metric: int = 0
+) -> Request:
+    """Add a route: `destination` is "default" or a network, `gateway` an address, `index` an interface.
+
+    Of routes to one destination the one with the smallest `metric` is taken; 0: the kernel's own choice.
+    """
     v6 = ":" in (gateway if destination == "default" else destination)
     network = None if destination == "default" else ip_network(destination, strict=False)
     family = socket.AF_INET6 if v6 else socket.AF_INET
@@ -240,6 +245,8 @@ def add_route(destination: str, gateway: str = "", index: int = 0, name: str = "
         body += _attr(_RTA_GATEWAY, ip_address(gateway).packed)
     if index:
         body += _u32(_RTA_OIF, index)
+    if metric:
+        body += _u32(_RTA_PRIORITY, metric)
     via = f" via {gateway}" if gateway else ""
     dev = f" dev {name or index}" if index else ""
     return Request(

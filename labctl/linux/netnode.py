@@ -43,8 +43,8 @@ class Nic:
 class Node:
     """A node's whole network.  `path` is where its namespace is kept; "" gateways mean none.
 
-    `routes` are (destination, gateway or "", interface or "").  Of `sysctls` only those of `net.` are
-    applied: those that name one of the node's interfaces once it is there, all others before.
+    `routes` are (destination, gateway or "", interface or "", metric or 0).  Of `sysctls` only those of
+    `net.` are applied: those that name one of the node's interfaces once it is there, all others before.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Node:
     nics: tuple[Nic, ...]
     gateway4: str = ""
     gateway6: str = ""
-    routes: tuple[tuple[str, str, str], ...] = ()
+    routes: tuple[tuple[str, str, str, int], ...] = ()
     ipv6: bool = True
     sysctls: tuple[tuple[str, str], ...] = ()
     netns_fd: int = -1  # a ready namespace to use instead of a new one
@@ -271,10 +271,10 @@ def _inside(node: Node, indices: dict[str, int]) -> list[Request]:
         for address in nic.addresses:
             if node.ipv6 or ":" not in address:
                 requests.append(netlink.add_address(index, address, nic.name))
-    for destination, gateway, name in node.routes:
+    for destination, gateway, name, metric in node.routes:
         if name and name not in indices:
             raise ValueError(f"route to {destination}: no interface {name}")
-        requests.append(netlink.add_route(destination, gateway, indices.get(name, 0), name))
+        requests.append(netlink.add_route(destination, gateway, indices.get(name, 0), name, metric))
     if node.gateway4:
         requests.append(netlink.add_route("default", node.gateway4))
     if node.gateway6 and node.ipv6:
@@ -355,7 +355,7 @@ def serve() -> None:
             **{
                 **row,
                 "nics": tuple(Nic(**{**nic, "addresses": tuple(nic["addresses"])}) for nic in row["nics"]),
-                "routes": tuple((to, via, dev) for to, via, dev in row["routes"]),
+                "routes": tuple((to, via, dev, metric) for to, via, dev, metric in row["routes"]),
                 "sysctls": tuple((key, value) for key, value in row["sysctls"]),
             }
         )

@@ -31,11 +31,15 @@ class Interface:
 
 @dataclass(frozen=True)
 class NodeRoute:
-    """A node's route to `destination` ("10.2.0.0/16" or "default") by a gateway, an interface or both."""
+    """A node's route to `destination` ("10.2.0.0/16" or "default") by a gateway, an interface or both.
+
+    Of two to one destination the one with the smaller metric is taken; 0: the kernel's own choice.
+    """
 
     destination: str
     gateway: str = ""
     interface: str = ""
+    metric: int = 0
 
 
 @dataclass(frozen=True)

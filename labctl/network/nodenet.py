@@ -62,7 +62,7 @@ class NodeNet:
             ),
             gateway4=self.gateway4,
             gateway6=self.gateway6,
-            routes=tuple((r.destination, r.gateway, r.interface) for r in self.routes),
+            routes=tuple((r.destination, r.gateway, r.interface, r.metric) for r in self.routes),
             ipv6=self.ipv6,
             sysctls=tuple(self.sysctls.items()),
             userns=self.userns,

@@ -79,9 +79,11 @@ networks: {lan: {up: false}}   # labctl leaves the link down
 networks: []                   # none at all
 ```
 
-A network with `subnet: none` gives no addresses: the nodes give themselves theirs. `host_address: false`
-takes the host off it, so that it is nothing but an Ethernet. A network with `internet: true` is an
-uplink.
+A network with `subnet: none` gives no addresses: the nodes give themselves theirs. `host_address:
+false` takes the host off it, so that it is nothing but an Ethernet. A machine that is on such networks
+only gets one more interface, `mgmt0`, on a network of labctl's own, by which the host reaches it; it
+carries no names and no default route. Where no DNS answers, the names of the other nodes stand in
+`/etc/hosts`. A network with `internet: true` is an uplink.
 
 ## Replicas
 

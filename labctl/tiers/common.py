@@ -114,10 +114,12 @@ def life(
     reach_seconds: float,
     *,
     mounts: tuple[str, ...] = (),
+    netns: str = "",
 ) -> list[Resource]:
     """Reach it (and run its start-up script), provision it, wait for it: always all that apply.
 
-    `mounts` are the folders that a machine mounts by itself as it boots.
+    `mounts` are the folders that a machine mounts by itself as it boots.  `netns` is the
+    network namespace in which its ports are asked for, "" where this host reaches them.
     """
     node, owner = facts.node, facts.lab.owner
     record = way_to(record)
@@ -158,6 +160,7 @@ def life(
             http=wish.http if wish else "",
             timeout=wish.timeout if wish else 60.0,
             interval=wish.interval if wish else 1.0,
+            netns=netns,
         )
     )
     return steps

@@ -21,6 +21,7 @@ from labctl.runtime.errors import ContainerError
 from labctl.tiers.common import life, record_of, volume_keys, volume_source, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
 from labctl.tiers.folders import remove_trees
+from labctl.tiers.management import leads_there
 from labctl.tiers.seed import Seed, extract, seed_of
 
 if TYPE_CHECKING:
@@ -60,9 +61,15 @@ def plan(facts: NodeFacts) -> Planned:
     resources: list[Resource] = [
         net,
         container,
-        *life(facts, record, f"container:{node.name}", REACH_SECONDS),
+        *life(facts, record, f"container:{node.name}", REACH_SECONDS, netns=_asked_in(facts, net)),
     ]
     return Planned(resources, record)
+
+
+def _asked_in(facts: NodeFacts, net: NodeNet) -> str:
+    """Where its ports are asked for: its own namespace when this host is on none of its networks."""
+    profile = facts.lab.profile
+    return "" if any(leads_there(profile, at) for at in facts.node.networks) else net.path
 
 
 def net_of(facts: NodeFacts) -> NodeNet:
@@ -80,7 +87,7 @@ def net_of(facts: NodeFacts) -> NodeNet:
         interfaces=facts.place.interfaces,
         gateway4=facts.place.gateway4,
         gateway6=facts.place.gateway6,
-        routes=tuple(NodeRoute(r.to, r.via, r.interface) for r in node.routes),
+        routes=tuple(NodeRoute(r.to, r.via, r.interface, r.metric) for r in node.routes),
         ipv6=node.ipv6,
         # Anybody in a container may send echo requests, as Docker has it: no raw socket needed for ping.
         sysctls={"net.ipv4.ping_group_range": "0 65535", **network_sysctls(node)},

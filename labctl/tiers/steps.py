@@ -199,6 +199,7 @@ class ReadyWait:
     http: str = ""
     timeout: float = 60.0
     interval: float = 1.0
+    netns: str = ""  # where a port or URL is asked for, when this host has no way to the node
 
     @property
     def batched(self) -> bool:
@@ -222,16 +223,20 @@ class ReadyWait:
         from labctl.guest import ready
         from labctl.tiers.machines import machine
 
-        address = self.record.addresses[0] if self.record.addresses else ""
+        # A machine is asked where this host reaches it, which needn't be its first address.
+        first = self.record.addresses[0] if self.record.addresses else ""
+        address = (self.record.ssh.address if self.record.ssh else "") or first
+        within = self.netns or None
+        if within:
+            address = first or "127.0.0.1"  # the node may have given itself an address that we don't know
+        timeout, interval, name = self.timeout, self.interval, self.name
         if self.port:
-            ready.wait_port(address, self.port, timeout=self.timeout, interval=self.interval, what=self.name)
+            ready.wait_port(address, self.port, timeout=timeout, interval=interval, what=name, netns=within)
         elif self.http:
-            ready.wait_http(address, self.http, timeout=self.timeout, interval=self.interval, what=self.name)
+            ready.wait_http(address, self.http, timeout=timeout, interval=interval, what=name, netns=within)
         elif self.command:
             target = machine(self.record)
-            ready.wait_command(
-                target, self.command, timeout=self.timeout, interval=self.interval, what=self.name
-            )
+            ready.wait_command(target, self.command, timeout=timeout, interval=interval, what=name)
 
     def look(self) -> Look:
         """Nothing of its own."""

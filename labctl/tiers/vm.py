@@ -13,6 +13,7 @@ from labctl.profile.types import Devices, Hypervisor
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, record_of, volume_keys, volume_source, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
+from labctl.tiers.management import reached_at
 from labctl.tiers.record import NodeRecord, SshPlace
 from labctl.tiers.seed import seed_of
 from labctl.tiers.vmdisk import VmDisk
@@ -39,7 +40,8 @@ def record_of_vm(facts: NodeFacts) -> NodeRecord:
     """The record of a virtual machine."""
     lab, name = facts.lab, facts.node.name
     ssh_folder = lab.folder / "ssh"
-    address = next((a.partition("/")[0] for i in facts.place.interfaces for a in i.addresses), "")
+    place = facts.place
+    address = reached_at(lab.profile, place.networks, [i.addresses for i in place.interfaces])
     return record_of(
         facts,
         ssh=SshPlace(address, str(lab.key_file), str(ssh_folder / f"{name}.pub")),
@@ -69,7 +71,7 @@ def disk_of(facts: NodeFacts) -> VmDisk:
         interfaces=tuple(Nic(i.name, i.mac, i.addresses, i.up, i.mtu) for i in place.interfaces),
         gateway4=place.gateway4,
         gateway6=place.gateway6,
-        routes=tuple(Route(r.to, r.via, r.interface) for r in node.routes),
+        routes=tuple(Route(r.to, r.via, r.interface, r.metric) for r in node.routes),
         dns=place.dns,
         search=(place.search,) if place.search else (),
         ipv6=node.ipv6,

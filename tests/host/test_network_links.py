@@ -157,7 +157,11 @@ def test_interfaces_mtu_down_routes_sysctls_and_no_ipv6(tmp_path: Path) -> None:
             Interface("lv1y", "wan0", "lb2", "02:00:00:00:00:99", ("10.78.0.2/24",), up=False),
             Interface("lv1z", "wan1", "", "02:00:00:00:00:98"),
         ),
-        routes=(NodeRoute("10.99.0.0/16", "10.77.1.254"), NodeRoute("10.98.0.0/16", "", "eth0")),
+        routes=(
+            NodeRoute("10.99.0.0/16", "10.77.1.254", metric=20),
+            NodeRoute("10.99.0.0/16", "10.77.1.253", metric=10),
+            NodeRoute("10.98.0.0/16", "", "eth0"),
+        ),
         ipv6=False,
         gateway6="",
         sysctls={
@@ -178,7 +182,8 @@ def test_interfaces_mtu_down_routes_sysctls_and_no_ipv6(tmp_path: Path) -> None:
     assert "10.78.0.2/24" in inside("ip", "address", "show", "wan0")
     assert "inet6" not in inside("ip", "address")
     routes = inside("ip", "route")
-    assert "10.99.0.0/16 via 10.77.1.254" in routes
+    assert "10.99.0.0/16 via 10.77.1.254 dev eth0 proto static metric 20" in routes
+    assert "via 10.77.1.253" in inside("ip", "route", "get", "10.99.0.1")
     assert "10.98.0.0/16 dev eth0" in routes
     assert "default via 10.77.1.1" in routes
     assert inside("cat", "/proc/sys/net/ipv4/conf/wan0/rp_filter").strip() == "2"
