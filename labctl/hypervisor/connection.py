@@ -205,7 +205,7 @@ def reach(uri: str, home: Home | None, *, sure: bool = True) -> Libvirt:
         except LabError as error:
             if users >= 0:
                 os.close(users)
-            raise HostCannot(error.message, hint=_open_hint(uri, error)) from error
+            raise HostCannot(error.message, hint=_open_hint(uri, error, home if own else None)) from error
         link = Libvirt(uri, own, conn, users)
         _pool[uri] = link
         return link
@@ -233,12 +233,18 @@ def _dial(uri: str) -> Any:
         return libvirt.open(head + mark + short if short != unquote(path) else uri)
 
 
-def _open_hint(uri: str, error: LabError) -> str:
-    if "ermission denied" in error.message or "authentication" in error.message:
+def _open_hint(uri: str, error: LabError, own: Home | None) -> str:
+    """What to do about a libvirt that can't be reached; `own` is the home whose private daemon it is."""
+    if own is None and ("ermission denied" in error.message or "authentication" in error.message):
         return "run labctl as root, or join the group libvirt"
     if error.hint and not isinstance(error, Refused):
         return error.hint
-    return "start it (systemctl start libvirtd), or leave out --libvirt so that labctl starts its own"
+    if own is not None:
+        log = private.base(own) / "log" / "libvirtd.log"
+        return f"run the command again: it starts labctl's own libvirtd anew; what that said is in {log}"
+    if uri.startswith(("qemu:///", "xen:///", "lxc:///")):
+        return "start it: systemctl start libvirtd"
+    return "is the URI right, and does a libvirtd answer there?"
 
 
 def _system_answers() -> bool:

@@ -141,10 +141,11 @@ class Domain:
     def ask(self, function: Callable[[Any], T], *, seconds: float = LOOK_SECONDS) -> T:
         """Run `function(connection)` bounded; tried once more when libvirtd went away meanwhile."""
         what = f"virtual machine {self.name}"
+        link = self.link
         try:
-            return self.link.call(what, function, seconds=seconds)
+            return link.call(what, function, seconds=seconds)
         except Lost:
-            self.link.close()
+            link.close()  # this one: another thread may have opened the next already
             return self.link.call(what, function, seconds=seconds)
 
     def with_domain(self, function: Callable[[Any], T], *, seconds: float = LOOK_SECONDS) -> T:

@@ -82,7 +82,6 @@ def _plan(
 ) -> tuple[planner.Planned, _Lab, list[str]]:
     """Everything up to the graph.  With `build` images are made and subnets are reserved."""
     refuse_privileged(profile, options)
-    places.refuse_out_of_place(profile)
     profile, chosen = facts.choices(profile, options)
     places.refuse_without_daemon(profile, chosen)
     places.refuse_beyond_host(profile, chosen)

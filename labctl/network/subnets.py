@@ -11,7 +11,8 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from pathlib import Path
 
 from labctl.errors import HostCannot, LabError
 from labctl.linux.netlink import Netlink
@@ -22,6 +23,8 @@ Network = IPv4Network | IPv6Network
 # The usual pools first avoid what people have at home and what Docker and libvirt take by default.
 POOLS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 POOL6 = "fd00::/8"
+# The second holds the real ones where systemd-resolved stands in the first with an address of its own.
+RESOLVERS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 _LOCAL_TABLE, _MAIN_TABLE = 255, 254
 _SKIP = ("127.0.0.0/8", "fe80::/10", "ff00::/8", "::1/128", "169.254.0.0/16", "224.0.0.0/4")
 
@@ -35,7 +38,8 @@ class Holder:
 
 
 def host_holders(*, docker: bool = True) -> list[Holder]:
-    """Every subnet this host has to do with: routes of all tables, addresses, Docker's networks."""
+    """Every subnet this host has to do with: routes of all tables, addresses, gateways, name servers,
+    Docker's networks."""
     with Netlink() as kernel:
         names = {link.index: link.name for link in kernel.links()}
         found = [
@@ -46,10 +50,31 @@ def host_holders(*, docker: bool = True) -> list[Holder]:
         for address in kernel.addresses():
             network = str(ip_interface(address.address).network)
             found.append(Holder(network, f"address {address.address} on {names.get(address.index)}"))
+        found += [
+            Holder(route.gateway, f"the gateway of this host's default route via {names.get(route.index)}")
+            for route in kernel.routes()
+            if route.destination == "default" and route.gateway
+        ]
+    found += [Holder(address, "a name server of this host") for address in name_servers()]
     if docker:
         found += docker_networks()
     skip = [ip_network(text) for text in _SKIP]
     return [h for h in found if not any(_inside(ip_network(h.subnet), net) for net in skip)]
+
+
+def name_servers(files: Sequence[str] = RESOLVERS) -> list[str]:
+    """The addresses of the name servers that this host asks (resolv.conf(5)), each once."""
+    found: dict[str, None] = {}
+    for file in files:
+        try:
+            lines = Path(file).read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        for words in (line.split() for line in lines):
+            if len(words) > 1 and words[0] == "nameserver":
+                with contextlib.suppress(ValueError):
+                    found[str(ip_address(words[1].partition("%")[0]))] = None
+    return list(found)
 
 
 def _via(interface: str, table: int) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from labctl.errors import Problem, ProfileError, Where
+from labctl.profile.resolve import IMPLIED
 from labctl.profile.tree import Item, Problems, join, printable
 from labctl.profile.words import nearest, shown
 from labctl.profile.yamlread import MOST_DEPTH, read_yaml
@@ -103,7 +104,8 @@ def _put(item: Item, steps: Steps, value: Item, problems: Problems, path: str) -
         what = f"{path or 'the profile'} is {item.kind}, so it has no part {shown(step)}"
         problems.add(replace(value, path=here), what)
         return item
-    if path in ("nodes", "networks", "groups") and rest and step not in item.map:
+    implied = path == "networks" and step == IMPLIED and not item.map
+    if path in ("nodes", "networks", "groups") and rest and step not in item.map and not implied:
         kind = path.removesuffix("s")
         message = f"there is no {kind} {shown(step)}{nearest(step, item.map)}"
         problems.add(replace(value, path=here), message)

@@ -52,9 +52,10 @@ checks:
 ## Defaults, groups and `extends`
 
 `defaults` is what every node has, `groups` are parts that a node takes over with `extends: NAME` (or
-several; a later one wins; groups may extend groups). The nearer wins: defaults, then groups, then the
-node itself. `env`, `labels`, `sysctls` and `depends_on` are merged key by key, **everything else is
-replaced whole**. A key with nothing behind it (`memory:`) takes away what was inherited.
+several; a later one wins; groups may extend groups). A node passes over what its tier hasn't, such as
+`kernel` or `pids`. The nearer wins: defaults, then groups, then the node itself. `env`, `labels`,
+`sysctls` and `depends_on` are merged key by key, **everything else is replaced whole**. A key with
+nothing behind it (`memory:`) takes away what was inherited.
 
 ```yaml
 defaults: {image: micro, memory: 256MiB}

@@ -8,7 +8,7 @@ from pathlib import Path
 from labctl.profile.models import Node
 from labctl.profile.plainly import Loc
 from labctl.profile.rules import Rules
-from labctl.profile.types import MountKind
+from labctl.profile.types import Engine, MountKind, Tier
 from labctl.profile.words import shown
 
 
@@ -56,15 +56,30 @@ def _node(rules: Rules, key: str, node: Node) -> None:
             elif target == "/":
                 rules.say((*place, part, index), "nothing can be mounted on /", "root: lays a folder over it")
             mounted.add(target)
+    if node.volumes and (why := _no_way(node)) and not rules.is_broken(*place, "tier"):
+        message = f"{why}, as {key} is, has no way to a folder of this host"
+        rules.say((*place, "volumes"), message, "use files or root", key=True)
     for index, mount in enumerate(node.volumes):
         loc = (*place, "volumes", index, "source")
-        if mount.kind is MountKind.BIND:
+        if mount.kind is MountKind.BIND and node.tier is not Tier.CONTAINER:
+            kind = "folder, and a VM shares folders only (`files` puts a copy of a single file into it)"
+            _must_be(rules, loc, mount.source, Path.is_dir, kind)
+        elif mount.kind is MountKind.BIND:
             _must_be(rules, loc, mount.source, Path.exists, "file or folder")
         elif mount.source not in rules.profile.volumes:
             rules.unknown(loc, "volume", mount.source, rules.profile.volumes)
     for index, use in enumerate(node.secrets):
         if use.secret not in rules.profile.secrets and not rules.is_broken("secrets"):
             rules.unknown((*place, "secrets", index, "secret"), "secret", use.secret, rules.profile.secrets)
+
+
+def _no_way(node: Node) -> str:
+    """What kind of node it is, where no folder of this host can be mounted; "" elsewhere."""
+    if node.tier is Tier.CONTAINER:
+        return "a container inside a machine" if node.inside else ""
+    if node.tier is Tier.PARA and node.engine is Engine.UML:
+        return "User Mode Linux"
+    return "a machine inside another" if node.inside or node.tier is Tier.PARA else ""
 
 
 def _must_be(rules: Rules, loc: Loc, path: str, test: Callable[[Path], bool], what: str) -> None:

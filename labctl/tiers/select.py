@@ -114,12 +114,16 @@ def _one(
             return _named(fallback, arch, host_arch)
     if skip:
         return Choice(str(node.tier), skipped=ability.reason, remedy=ability.remedy)
-    refused[node.name] = Ability(False, f"{node.tier} can't run here: {ability.reason}", _hint(ability))
+    hint = _hint(ability, fallback)
+    refused[node.name] = Ability(False, f"{node.tier} can't run here: {ability.reason}", hint)
     return Choice(str(node.tier), skipped=ability.reason)
 
 
-def _hint(ability: Ability) -> str:
-    ways = "or leave such nodes out with --skip-unavailable, or emulate them with --fallback emulation"
+def _hint(ability: Ability, fallback: str = "") -> str:
+    """The remedy, and the ways around it that were not tried already."""
+    ways = "or leave such nodes out with --skip-unavailable"
+    if not fallback:
+        ways += ", or emulate them with --fallback emulation"
     return f"{ability.remedy}; {ways}" if ability.remedy else ways
 
 

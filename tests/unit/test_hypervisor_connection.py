@@ -10,7 +10,7 @@ import pytest
 
 from labctl.errors import Foreign, HostCannot, TimedOut
 from labctl.home import Home
-from labctl.hypervisor import power
+from labctl.hypervisor import power, private
 from labctl.hypervisor.connection import Libvirt, Missing, Refused, close_all, connect, reach
 from labctl.hypervisor.domain import Domain, holder, read_mark
 from labctl.hypervisor.found import find_marked
@@ -61,6 +61,17 @@ def test_a_wrong_uri_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(HostCannot, match="libvirt at nonsense") as caught:
         connect("nonsense:///x", home)
     assert caught.value.hint
+
+
+def test_the_remedy_fits_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path / "state", tmp_path / "cache")
+    with pytest.raises(HostCannot) as caught:
+        reach(f"qemu:///system?socket={tmp_path}/none", None)
+    assert caught.value.hint == "start it: systemctl start libvirtd"
+    monkeypatch.setattr(private, "join", lambda _: -1)  # a private one that is killed before it is asked
+    with pytest.raises(HostCannot) as caught:
+        reach(private.uri(home), home)
+    assert "run the command again" in caught.value.hint and "libvirtd.log" in caught.value.hint
 
 
 def test_libvirts_refusals_become_ours_and_print_nothing(

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labctl.errors import HostCannot, LabError
-from labctl.network.subnets import Holder, choose_subnets, choose_subnets6, holders_of, overlaps
+from labctl.network.subnets import (
+    Holder,
+    choose_subnets,
+    choose_subnets6,
+    holders_of,
+    name_servers,
+    overlaps,
+)
 
 
 @st.composite
@@ -63,6 +71,14 @@ def test_v6_subnets_are_unique_local_and_differ_by_seed() -> None:
     assert all(IPv6Network(text).prefixlen == 64 and text.startswith("fd") for text in one + other)
     assert choose_subnets6(3, one[:1], seed="a")[0] not in one
     assert choose_subnets6(1, ["10.0.0.0/8"], seed="a") == one[:1]
+
+
+def test_name_servers_are_read_as_resolvers_read_them(tmp_path: Path) -> None:
+    one, other = tmp_path / "resolv.conf", tmp_path / "real.conf"
+    one.write_text("# nameserver 9.9.9.9\nsearch lan\nnameserver 127.0.0.53\nnameserver\nnameserver x\n")
+    other.write_text("nameserver 10.1.0.2\nnameserver fe80::1%eth0\nnameserver 10.1.0.2 # again\n")
+    files = [str(one), str(other), str(tmp_path / "none")]
+    assert name_servers(files) == ["127.0.0.53", "10.1.0.2", "fe80::1"]
 
 
 def test_versions_never_clash_and_holders_are_named_once() -> None:

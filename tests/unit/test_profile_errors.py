@@ -265,6 +265,28 @@ def test_a_mistake_in_defaults_counts_once_however_many_nodes_have_it() -> None:
     ]
 
 
+def test_volumes_without_a_way_to_them_are_refused_wherever_they_are_written() -> None:
+    hint = "has no way to a folder of this host (use files or root)"
+    assert nodes("a: {tier: emulation}, b: {inside: a, volumes: ['v:/v']}") == [
+        f"lab.yaml:2:46: nodes.b.volumes: a container inside a machine, as b is, {hint}"
+    ]
+    assert mistakes(
+        "name: t\ndefaults: {volumes: ['v:/v']}\nnodes: {a: {tier: para, engine: uml}, c: {}}"
+    ) == [f"lab.yaml:2:12: defaults.volumes: User Mode Linux, as a is, {hint}"]
+
+
+def test_an_implied_network_can_be_set_from_the_command_line() -> None:
+    profile = load_text("name: t\nnodes: {a: {}}", ["networks.lan.subnet=10.2.0.0/24"], environ={})
+    assert profile.networks["lan"].subnet == "10.2.0.0/24"
+    assert [at.network for at in profile.nodes["a"].networks] == ["lan"]
+    assert mistakes("name: t\nnodes: {a: {}}", "networks.lam.internet=true") == [
+        "-s networks.lam.internet=true: networks.lam: there is no network 'lam'"
+    ]
+    assert mistakes("name: t\nnetworks: {wan: {}}\nnodes: {a: {}}", "networks.lan.internet=true") == [
+        "-s networks.lan.internet=true: networks.lan: there is no network 'lan'; did you mean wan?"
+    ]
+
+
 def test_fields_of_other_tiers_are_fine_in_defaults() -> None:
     assert load_text("name: t\ndefaults: {kernel: k, pids: 9}\nnodes: {a: {}, b: {tier: emulation}}")
 
