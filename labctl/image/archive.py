@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from labctl.errors import LabError, UsageError
 from labctl.events import Emit, Note, silent
-from labctl.image import diskfile, refs
+from labctl.image import diskfile, disktree, refs
 from labctl.image.blobs import MAX_DOCUMENT, parse_json
 from labctl.image.digests import blob_path
 from labctl.image.index import LAYOUT
@@ -199,7 +199,7 @@ def _disk(store: Store, path: Path, kind: str, ref: str, arch: str) -> Image:
         store.scratch.file("rootfs") as (fresh, _),
     ):
         (work / "tree").mkdir()
-        diskfile.extract(raw, work / "tree", work)
+        disktree.extract(raw, work / "tree", work)
         with fresh.open("wb") as out:
             pack(work / "tree", out, Packing(overlay=False))
         with fresh.open("rb") as file:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import struct
 import tarfile
@@ -297,54 +296,6 @@ def _system(file: Any, start: int) -> str:
         ("FAT", head[54:57] == b"FAT" or head[82:85] == b"FAT"),
     ]
     return next((name for name, found in marks if found), "")
-
-
-def extract(raw: Path, dest: Path, work: Path) -> None:
-    """The files of the largest Linux file system of a raw disk into the existing folder `dest`.
-
-    Read by debugfs(8), without mounting what a stranger made: owners, modes and times are kept, extended
-    attributes are not.  Raises BadImage when there is no such file system, HostCannot without root.
-    """
-    found = [part for part in parts(raw) if part.system == "ext"]
-    if not found:
-        there = ", ".join(sorted({part.system for part in parts(raw) if part.system})) or "none that is known"
-        raise BadImage(
-            f"there is no ext2, ext3 or ext4 file system on the disk (found: {there})",
-            hint="boot the disk as a machine instead, or import a tar of its files",
-        )
-    if os.geteuid() != 0:
-        raise HostCannot("reading a disk's files needs root, to keep their owners", hint="run it with sudo")
-    part = max(found, key=lambda part: part.size)
-    target = f"{raw.absolute()}?offset={part.start}" if part.start else str(raw.absolute())
-    argv = ["debugfs", "-R", f'rdump / "{dest}"', target]
-    said = run(argv, timeout=CONVERT_SECONDS, what="read the disk's file system", package="e2fsprogs")
-    if not any(dest.iterdir()):
-        raise BadImage(f"the disk's file system can't be read: {said[-300:]}")
-    _restore_modes(target, dest, work)
-    # What belongs to the file system and not to the image.
-    lost = dest / "lost+found"
-    if lost.is_dir() and not lost.is_symlink() and not any(lost.iterdir()):
-        lost.rmdir()
-
-
-def _restore_modes(target: str, dest: Path, work: Path) -> None:
-    """Give set-uid and set-gid bits back: rdump sets the mode before the owner, which takes them away.
-
-    `ls -p` prints /INODE/MODE/UID/GID/NAME/SIZE/ for each entry, MODE in octal with the file's kind.
-    """
-    folders = [b"/", *(b"/" + os.fsencode(os.path.relpath(place, dest)) for place, _, _ in os.walk(dest))]
-    script = work / "modes"
-    names = [name for name in dict.fromkeys(folders) if b'"' not in name and b"\n" not in name]
-    script.write_bytes(b"".join(b'ls -p "%s"\n' % name for name in names))
-    said = run(["debugfs", "-f", str(script), target], timeout=CONVERT_SECONDS, what="read the disk's modes")
-    at = ""
-    for line in said.splitlines():
-        if line.startswith("debugfs: ls -p "):
-            at = line.removeprefix("debugfs: ls -p ").strip('"').lstrip("/")
-        elif match := re.fullmatch(r"/\d+/(10[0-7]{4})/\d+/\d+/(.+)/\d+/", line):
-            mode, path = int(match[1], 8) & 0o7777, dest / at / match[2]
-            if mode & 0o6000 and path.is_file() and not path.is_symlink():
-                path.chmod(mode)
 
 
 def size_of(text: str) -> int:

@@ -21,6 +21,8 @@ from labctl.image.store import Store
 pytestmark = pytest.mark.needs("root")
 
 MIB = 1 << 20
+#: cap_net_bind_service=p, as the kernel keeps it.
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 
 
 @pytest.fixture
@@ -34,6 +36,9 @@ def tree(tmp_path: Path) -> Path:
     (made / "bin/su").write_bytes(b"x" * 3000)
     (made / "bin/su").chmod(0o4755)
     (made / "bin/link").symlink_to("su")
+    (made / "bin/again").hardlink_to(made / "bin/su")
+    os.setxattr(made / "bin/su", "security.capability", CAPABILITY)
+    os.setxattr(made / "etc", "user.note", b'a "word"\n\x00\xff')
     return made
 
 
@@ -74,6 +79,9 @@ def test_there_and_back(raw: Path, tmp_path: Path, kind: str) -> None:
     name, su = (layer / "etc/name").stat(), (layer / "bin/su").stat()
     assert (name.st_uid, name.st_gid, name.st_mode & 0o7777) == (12, 34, 0o640)
     assert su.st_mode & 0o7777 == 0o4755 and (layer / "bin/link").readlink() == Path("su")
+    assert su.st_ino == (layer / "bin/again").stat().st_ino and su.st_nlink == 2
+    assert os.getxattr(layer / "bin/su", "security.capability") == CAPABILITY
+    assert os.getxattr(layer / "etc", "user.note") == b'a "word"\n\x00\xff'
     assert not (layer / "lost+found").exists() and store.verify(deep=True) == []
 
 
@@ -112,6 +120,26 @@ def test_disks_that_reach_for_other_files(raw: Path, tmp_path: Path) -> None:
     for path, words in ((layer, "only a layer over"), (flat, "takes part of its content|no sound")):
         with pytest.raises(BadImage, match=words):
             load(store, path, ref="bad:1")
+    assert store.list() == [] and store.verify() == []
+
+
+@pytest.mark.parametrize("name", ["../stolen", "AAAAAAAAA"])
+def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
+    """An entry that is a path, and one that comes twice, the first time as a link to a file of the host."""
+    store, tree, victim = Store(tmp_path / "images"), tmp_path / "tree", tmp_path / "victim"
+    tree.mkdir()
+    victim.write_text("mine")
+    (tree / "ZZZZZZZZZ").write_text("theirs")
+    (tree / "AAAAAAAAA").symlink_to(victim)
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(16 * MIB)
+    plain = "^metadata_csum,^dir_index"  # so that nothing guards the names
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", plain, "-d", tree, disk], check=True, timeout=60)
+    disk.write_bytes(disk.read_bytes().replace(b"ZZZZZZZZZ", name.encode()))
+    with pytest.raises(BadImage, match="impossible name"):
+        load(store, disk, ref="evil")
+    assert victim.read_text() == "mine" and not list(tmp_path.rglob("stolen"))
     assert store.list() == [] and store.verify() == []
 
 
