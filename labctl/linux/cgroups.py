@@ -302,9 +302,15 @@ def attach_all(items: Iterable[tuple[Cgroup, int]]) -> None:
 
 
 def _descend(folder: str) -> list[str]:
-    """All folders below, deepest last."""
+    """All folders below, deepest last.
+
+    As everywhere but on btrfs a folder's links are two and one for each folder in it (fs/kernfs/inode.c): a
+    group without others is not read, which would list thirty control files.
+    """
     found = []
     try:
+        if os.stat(folder).st_nlink == 2:
+            return []
         with os.scandir(folder) as entries:
             below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
