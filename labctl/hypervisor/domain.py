@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from labctl.errors import Foreign, LabError
 from labctl.home import Home
-from labctl.hypervisor import access, private, processes
+from labctl.hypervisor import access, panic, private, processes
 from labctl.hypervisor.connection import Libvirt, Lost, Missing, Refused, library, reach
 from labctl.hypervisor.xml import NAMESPACE, digest_of, domain_xml, mark_of, uuid_of
 from labctl.looks import ABSENT, Look, Owner, Presence, parse_mark
@@ -205,7 +205,9 @@ class Domain:
         if digest != digest_of(self):
             return Look(Presence.BROKEN, "defined differently")
         state, reason = (int(value) for value in found.state()[:2])
-        return _look_of(state, reason)
+        look = _look_of(state, reason)
+        died = look.presence is Presence.BROKEN and panic.last_words(self.console_log)
+        return Look(look.presence, f"its kernel panicked: {died}", look.data) if died else look
 
     def unmake(self) -> list[str] | None:
         """Destroy and undefine it; returns when QEMU has ended.  Absent or not ours: nothing to do.
