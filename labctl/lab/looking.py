@@ -91,7 +91,7 @@ def status_of(
     rows = {} if planned_only else {row.key: row for row in ledger.resources(lab)}
     made = [record for record in records.values() if record.main_key in rows]
     looks = nesting.looks(made, lambda some: _looks([rows[record.main_key] for record in some]))
-    return tuple(_node(record, rows, looks.get(record.main_key)) for record in records.values())
+    return tuple(_node(name, record, rows, looks.get(record.main_key)) for record in records.values())
 
 
 def _looks(rows: Sequence[Row]) -> dict[str, Look]:
@@ -108,8 +108,10 @@ def _looks(rows: Sequence[Row]) -> dict[str, Look]:
     return found
 
 
-def _node(record: NodeRecord, rows: Mapping[str, Row], look: Look | None) -> NodeStatus:
+def _node(lab: str, record: NodeRecord, rows: Mapping[str, Row], look: Look | None) -> NodeStatus:
     state, reason = _state(record, rows, look)
+    broken = look is not None and look.presence is Presence.BROKEN and not look.detail.startswith(_UNKNOWN)
+    remedy = f"labctl start {lab}/{record.name}" if state == "failed" and broken else ""
     main, reach = rows.get(record.main_key), rows.get(f"reach:{record.name}")
     seconds = sum(row.seconds for row in (main, reach) if row)
     return NodeStatus(
@@ -123,7 +125,7 @@ def _node(record: NodeRecord, rows: Mapping[str, Row], look: Look | None) -> Nod
         accelerator=record.accelerator,
         inside=record.inside,
         reason=reason,
-        remedy=record.remedy,
+        remedy=record.remedy or remedy,
         seconds=round(seconds, 3),
         ports=tuple(f"{p.host_ip or '*'}:{p.host_port}->{p.node_port}/{p.proto}" for p in record.ports),
         interfaces=tuple(InterfaceStatus(i.name, i.network, i.mac, i.addresses) for i in record.interfaces),

@@ -5,6 +5,7 @@ Every one gives one clear message and the right exit code, and loses nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from labctl.home import Home
+from labctl.resource.codec import decode
 from tests.e2e.labs import CONTAINERS, Lab, touched, until
 
 pytestmark = pytest.mark.needs(*CONTAINERS)
@@ -232,6 +234,16 @@ def libvirtd_of(home: Home) -> int:
     return 0
 
 
+def qemu_of(lab: Lab, node: str) -> int:
+    """The pid of a machine's QEMU."""
+    from labctl.hypervisor.domain import Domain
+    from labctl.hypervisor.processes import pid_of
+
+    told = json.loads(lab.good("inspect", f"{lab.name}/{node}", "--json"))["resources"]
+    spec = next(resource["spec"] for resource in told if resource["key"] == f"domain:{node}")
+    return pid_of(decode(Domain, json.dumps(spec)).uuid)
+
+
 @pytest.mark.needs("libvirt", "tcg", "kernel")
 def test_a_libvirtd_killed_in_the_middle(lab: Lab, host_inventory: Since) -> None:
     lab.write(VM)
@@ -256,5 +268,30 @@ def test_a_libvirtd_killed_in_the_middle(lab: Lab, host_inventory: Since) -> Non
     assert lab.states() == {"vm": "ready", "box": "ready"}
     assert float(lab.sh("vm", "cut -d' ' -f1 /proc/uptime")) >= float(began)
     assert touched(lab.up()) == {}
+    lab.down()
+    assert lab.labs() == [] and host_inventory() == []
+
+
+@pytest.mark.needs("libvirt", "tcg", "kernel")
+@pytest.mark.long
+def test_a_machine_whose_qemu_is_killed(lab: Lab, host_inventory: Since) -> None:
+    lab.write(VM)
+    lab.up()
+
+    def kill() -> None:
+        os.kill(qemu_of(lab, "vm"), signal.SIGKILL)
+        until(lambda: lab.states()["vm"] == "failed", "status says that it is gone")
+
+    kill()
+    assert "QEMU ended unexpectedly" in lab.status()["vm"]["reason"]
+    assert "labctl start" in lab.status()["vm"]["remedy"]
+    for words in (("exec", "lab/vm", "--", "true"), ("pause", "lab/vm"), ("resume", "lab/vm")):
+        assert lab.fails(1, *words).count("labctl: error:") == 1, words
+    lab.good("start", "lab/vm")
+    assert lab.states() == {"vm": "ready", "box": "ready"}
+    kill()
+    assert "QEMU ended unexpectedly" in touched(lab.up())["domain:vm"]
+    assert lab.sh("vm", "hostname") == "vm"
+    kill()
     lab.down()
     assert lab.labs() == [] and host_inventory() == []
