@@ -6,13 +6,13 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labctl.bench import conditions, extra, store, tasks
+from labctl.bench import conditions, extra, host, made, store, tasks
 from labctl.bench import plan as plans
 from labctl.bench import site as sites
 from labctl.bench.plan import Plan
@@ -65,6 +65,7 @@ def bench(request: Request, options: Options, emit: Emit = silent) -> Outcome:
         raise UsageError("no benchmark was chosen", hint="labctl bench list")
     earlier = _earlier(request.folder)
     _room(request.folder)
+    _possible(request)
     began = time.monotonic()
     with ExitStack() as stack:
         journal = Journal(request.folder)
@@ -105,7 +106,8 @@ def outcome(folder: Path, lab: str, seconds: float) -> Outcome:
 def _earlier(folder: Path) -> list[dict[str, Any]]:
     """The lines of an unfinished run in the folder.  Raises UsageError when it is finished or no run."""
     if not store.exists(folder):
-        if folder.is_dir() and any(folder.iterdir()):
+        # A run that ended while its lab came up leaves these, and no sample.
+        if folder.is_dir() and {path.name for path in folder.iterdir()} - {store.NAME, made.NAME}:
             raise UsageError(
                 f"{folder} is not empty and holds no run", hint="choose another folder with --out"
             )
@@ -130,25 +132,46 @@ def _room(folder: Path) -> None:
         )
 
 
+def _possible(request: Request) -> None:
+    """Refuse a baseline that can't be, before anything is made for it."""
+    wanted = request.plan.baseline
+    if wanted == "host":
+        host.allowed()
+    elif wanted != "none" and request.profile is not None:
+        _among(wanted, request.profile.nodes)
+
+
+def _among(wanted: str, places: Iterable[str]) -> None:
+    if wanted not in places:
+        raise UsageError(
+            f"--baseline {wanted}: the lab has no such place",
+            hint=f"host, none, or one of {', '.join(places)}",
+        )
+
+
 def _lab(request: Request, options: Options, emit: Emit, stack: ExitStack) -> str:
     """The lab's name, once it is up.  One that was brought up here is taken down at the end."""
     if request.profile is None:
         return request.lab
     name = request.profile.name
-    if any(status.lab == name for status in api.labs(options)):
+    own = made.by_this_run(request.folder, name)
+    if not own and any(status.lab == name for status in api.labs(options)):
         emit(Note(name, f"lab {name} is up already: it is measured as it is, and stays"))
         return name
-    if not request.keep:
-        stack.callback(_down, name, options, emit)
+    if request.keep:
+        made.forget(request.folder)
+    else:
+        made.note(request.folder, name)
+        stack.callback(_down, name, request.folder, options, emit)
     api.up(request.profile, options, emit)
     return name
 
 
-def _down(name: str, options: Options, emit: Emit) -> None:
-    if all(status.lab != name for status in api.labs(options)):
-        return  # nothing was made
+def _down(name: str, folder: Path, options: Options, emit: Emit) -> None:
     try:
-        api.down(name, options, emit)
+        if any(status.lab == name for status in api.labs(options)):
+            api.down(name, options, emit)
+        made.forget(folder)
     except LabError as error:
         # The measurements stand; the ledger still names what is left.
         emit(
@@ -160,14 +183,11 @@ def _baseline(site: Site, request: Request, stack: ExitStack, emit: Emit) -> Non
     wanted = request.plan.baseline
     if wanted == "none":
         return
-    if wanted != "host" and wanted not in site.places:
-        raise UsageError(
-            f"--baseline {wanted}: the lab has no such place",
-            hint=f"host, none, or one of {', '.join(site.places)}",
-        )
     if wanted == "host":
         folder = site.options.home.state / "bench" / secrets.token_hex(4)
         sites.add_host(site, stack, folder)
+    else:
+        _among(wanted, site.places)
     for name, reason in site.skipped.items():
         emit(Note(site.lab, f"{name} is not measured: {reason}", "warning"))
 

@@ -25,6 +25,17 @@ from labctl.guest.machine import Completed
 _START_SECONDS = 20.0
 
 
+def allowed() -> None:
+    """Raise HostCannot where the bare host can't be measured."""
+    if os.geteuid() != 0:
+        raise HostCannot(
+            "the bare host can be measured by root only: the image's files are mounted for it",
+            hint="run it with sudo, or say --baseline none",
+        )
+    if shutil.which("nsenter") is None:
+        raise HostCannot("nsenter is missing", hint="apt-get install util-linux")
+
+
 def sweep(folder: Path) -> None:
     """Remove what holders that were killed left behind: folders whose lock nobody holds."""
     import fcntl
@@ -47,13 +58,7 @@ class HostRoot:
         self._holder: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> HostRoot:
-        if os.geteuid() != 0:
-            raise HostCannot(
-                "the bare host can be measured by root only: the image's files are mounted for it",
-                hint="run it with sudo, or say --baseline none",
-            )
-        if shutil.which("nsenter") is None:
-            raise HostCannot("nsenter is missing", hint="apt-get install util-linux")
+        allowed()
         sweep(self._folder.parent)
         for name in ("upper", "work", "root", "data"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from labctl.bench.plan import Plan, order
 from labctl.bench.site import Site
 from labctl.bench.store import OUTPUT_LIMIT, Journal
 from labctl.bench.tasktypes import Task
-from labctl.errors import LabError, TimedOut
+from labctl.errors import LabError
 from labctl.events import Emit, Note
 
 MOST_FAILURES = 2  # of one task in one place
@@ -272,7 +272,7 @@ class Run:
     def _after_failure(self, task: Task, name: str, cell: Cell, error: LabError) -> None:
         """Look whether the node is there still; start it again once, or close what can't be measured."""
         place = self._site.places[name]
-        if not isinstance(error, Failed | TimedOut) and not place.is_host:
+        if not place.is_host:
             try:
                 sites.revive(self._site, name)
             except LabError as gone:

@@ -33,7 +33,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise _failed(self.path, error) from error
+            raise failed(self.path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -63,20 +63,21 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, before)
-            raise _failed(self.path, error) from error
+            raise failed(self.path, error) from error
 
     def close(self) -> None:
         """Close the file; its lock goes with it."""
         os.close(self._file)
 
 
-def _failed(path: Path, error: OSError) -> LabError:
+def failed(path: Path, error: OSError) -> LabError:
+    """What to raise when a file of a run can't be read or written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LabError(
             f"cannot write {path}: the disk is full",
             hint="what was measured is kept; make room and run the same command again to go on",
         )
-    return LabError(f"cannot write {path}: {error.strerror}", hint="choose another folder with --out")
+    return LabError(f"cannot use {path}: {error.strerror}", hint="choose another folder with --out")
 
 
 def exists(folder: Path) -> bool:
@@ -86,7 +87,7 @@ def exists(folder: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise _failed(folder / NAME, error) from error
+        raise failed(folder / NAME, error) from error
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

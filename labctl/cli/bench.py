@@ -92,7 +92,7 @@ def _plan(suites: list[str], runs: int, precision: str, budget: str, baseline: s
 
     quick = suites == ["quick"]
     if not 0 <= runs <= 10_000:
-        raise UsageError(f"--runs {runs}: between 1 and 10000 is expected")
+        raise UsageError(f"--runs {runs}: between 1 and 10000 is expected, or 0 for as many as are needed")
     spent = _duration(budget, "--budget") if budget else plan.QUICK_BUDGET if quick else plan.BUDGET
     return plan.Plan(
         runs=runs,
