@@ -133,7 +133,9 @@ class UmlMachine:
         Paths are relative to the node's folder where they become sockets, whose names are short.
         """
         words = [self.kernel, f"mem={self.memory_bytes >> 20}M", "umid=m", "uml_dir=uml/"]
-        words += [f"initrd={self.initrd}", f"ubd0={self.disk},{self.backing}", f"ubd1r={self.config}"]
+        # c: no lock on the files.  A read lock on the image's disk is one on all of it, and keeps QEMU, which
+        # has the same disk below its own machines', from opening it; that no two write to ours we see to.
+        words += [f"initrd={self.initrd}", f"ubd0c={self.disk},{self.backing}", f"ubd1r={self.config}"]
         for index, (nic, tap) in enumerate(zip(self.nics, taps, strict=True)):
             # vec=0: single reads and writes, since a tap is no socket.
             mtu = f",mtu={nic.mtu}" if nic.mtu else ""

@@ -101,6 +101,26 @@ class Lab:
         """The exit code of a shell script in a node."""
         return self.run("exec", f"{self.name}/{node}", "--", "sh", "-c", script).returncode
 
+    def console(self, node: str, typed: bytes, until_said: bytes) -> bytes:
+        """Sit at a node's console: press Enter, type, read until something is said, leave with Ctrl-]."""
+        argv = [sys.executable, "-m", "labctl.cli", "console", f"{self.name}/{node}"]
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment()
+        ) as there:
+            assert there.stdin and there.stdout
+            said = b""
+            for words, answer in ((b"\r\n", b"# "), (typed, until_said)):
+                there.stdin.write(words)
+                there.stdin.flush()
+                while answer not in said:
+                    more = os.read(there.stdout.fileno(), 1000)
+                    assert more, said
+                    said += more
+            there.stdin.write(b"\x1d")
+            there.stdin.close()
+            there.wait(20)
+        return said
+
     def status(self) -> dict[str, dict[str, Any]]:
         """name → node, as `status` has them."""
         nodes = json.loads(self.good("status", self.name, "--json"))["nodes"]
