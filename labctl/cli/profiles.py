@@ -34,7 +34,7 @@ def find(profile: str) -> Path:
     Raises UsageError with the nearest name.  A path that is there always wins.
     """
     path = Path(profile)
-    if path.exists() or "/" in profile or path.suffix in (".yaml", ".yml"):
+    if len(profile) > 255 or path.exists() or "/" in profile or path.suffix in (".yaml", ".yml"):
         return path
     shipped = {file.stem: file for file in sorted(data("profiles").glob("*.yaml"))}
     if profile in shipped:

@@ -40,7 +40,7 @@ def _node(rules: Rules, key: str, node: Node) -> None:
         if (file.content is None) == (not file.source):
             rules.say(loc, f"{file.path} needs content or source, one of the two")
         elif file.source:
-            _must_be(rules, (*loc, "source"), file.source, Path.exists, "file")
+            _must_be(rules, (*loc, "source"), file.source, _is_copied, "file")
         if file.path == "/":
             rules.say(loc, "a file can't take the place of /", "root: lays a folder over it")
         elif taken.setdefault(file.path, "a file") and [f.path for f in node.files[:index]].count(file.path):
@@ -71,6 +71,11 @@ def _node(rules: Rules, key: str, node: Node) -> None:
     for index, use in enumerate(node.secrets):
         if use.secret not in rules.profile.secrets and not rules.is_broken("secrets"):
             rules.unknown((*place, "secrets", index, "secret"), "secret", use.secret, rules.profile.secrets)
+
+
+def _is_copied(path: Path) -> bool:
+    """Whether it has an end and can be copied: no device, pipe or socket."""
+    return path.is_file() or path.is_dir()
 
 
 def _no_way(node: Node) -> str:

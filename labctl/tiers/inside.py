@@ -114,7 +114,8 @@ class InsideContainer:
     def make_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
         """Start many: one batch for each VM."""
 
-        def make(link: Link, group: Sequence[Self]) -> dict[str, str]:
+        def make(group: Sequence[Self]) -> dict[str, str]:
+            link = _link(group[0])
             link.prepare({disk_serial(item.image): item.layers for item in group})
             for item in group:
                 if item.seed:
@@ -144,9 +145,9 @@ class InsideContainer:
         """The looks of many with one question to each VM."""
         looks = {item.name: ABSENT for item in items}
 
-        def look(link: Link, group: Sequence[Self]) -> dict[str, str]:
+        def look(group: Sequence[Self]) -> dict[str, str]:
             if _answers(group[0].ssh):
-                states = link.call("keep", {"operation": "states"})
+                states = _link(group[0]).call("keep", {"operation": "states"})
                 looks.update({item.name: _look_of(states.get(item.name)) for item in group})
             return {}
 
@@ -175,18 +176,18 @@ class InsideContainer:
     def unmake_many(cls, items: Sequence[Self]) -> dict[str, LabError]:
         """End many: one call for each VM."""
 
-        def unmake(link: Link, group: Sequence[Self]) -> dict[str, str]:
+        def unmake(group: Sequence[Self]) -> dict[str, str]:
             if not _answers(group[0].ssh):
                 return {}
             doomed = [{"name": i.name, "folder": i.folder, "net": json.loads(i.net)} for i in group]
-            answer: dict[str, str] = link.call("remove", {"items": doomed})
+            answer: dict[str, str] = _link(group[0]).call("remove", {"items": doomed})
             return answer
 
         return _by_machine(items, unmake)
 
 
 def _by_machine(
-    items: Iterable[InsideContainer], work: Callable[[Link, Sequence[Any]], dict[str, str]]
+    items: Iterable[InsideContainer], work: Callable[[Sequence[Any]], dict[str, str]]
 ) -> dict[str, LabError]:
     """Do it for the containers of each VM; by name, what failed."""
     groups: dict[SshPlace, list[InsideContainer]] = {}
@@ -195,7 +196,7 @@ def _by_machine(
     failures: dict[str, LabError] = {}
     for group in groups.values():
         try:
-            said = work(_link(group[0]), group)
+            said = work(group)
         except LabError as error:
             failures.update({item.name: error for item in group})
         else:
@@ -204,6 +205,9 @@ def _by_machine(
 
 
 def _answers(place: SshPlace) -> bool:
+    """Whether the VM is there.  One whose key was not made yet never was: `up` was killed before."""
+    if not Path(place.host_key_file).exists():
+        return False
     return bool(place.address) and banner_up(place.address, place.port, timeout=BANNER_SECONDS)
 
 

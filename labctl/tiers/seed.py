@@ -71,12 +71,19 @@ def seed_of(node: Node, profile: Profile, extra: Sequence[Placed] = ()) -> Seed:
 
 
 def _stamp(sources: Sequence[str]) -> str:
-    """A digest over name, size, mode and time of every file below the sources: enough to see an edit."""
+    """A digest over name, size, mode and time of every file below the sources: enough to see an edit.
+
+    Raises UsageError for a folder that changes under our eyes, as /proc does.
+    """
     if not sources:
         return ""
     digest = hashlib.sha256()
     for source in sources:
-        for path in (Path(source), *sorted(Path(source).rglob("*"))):
+        try:
+            below = sorted(Path(source).rglob("*"))
+        except OSError as error:
+            raise UsageError(f"cannot read {error.filename or source}: {error.strerror}") from error
+        for path in (Path(source), *below):
             try:
                 info = path.lstat()
             except OSError:

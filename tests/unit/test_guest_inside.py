@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from labctl.errors import LabError
 from labctl.guest import inside_driver
 from labctl.guest.inside import _Held
 from labctl.guest.inside_driver import REASON
 from labctl.guest.inside_link import layer_place, runtime_tar, xattrs_of
-from labctl.looks import Presence
-from labctl.tiers.inside import _look_of
+from labctl.looks import Owner, Presence
+from labctl.tiers.inside import InsideContainer, _look_of
+from labctl.tiers.record import SshPlace
+from labctl.tiers.seed import Seed
 
 
 def held(*blocks: bytes) -> tuple[bytes, str]:
@@ -98,3 +101,24 @@ def test_looks(status: str, presence: Presence, detail: str) -> None:
 
 def test_look_of_nothing() -> None:
     assert _look_of(None).presence is Presence.ABSENT
+
+
+def test_a_machine_without_a_key_never_was_and_has_nothing_inside(tmp_path: Path) -> None:
+    """As an `up` leaves it that is killed before it has made the lab's keys."""
+    item = InsideContainer(
+        owner=Owner("feedc0de", "12345678"),
+        name="inner",
+        machine="vm",
+        ssh=SshPlace("10.255.0.1", str(tmp_path / "key"), str(tmp_path / "vm.pub")),
+        folder="/var/lib/labctl/labs/12345678/nodes/inner",
+        net="{}",
+        config="{}",
+        files={},
+        image="sha256:0",
+        layers=(),
+        seed=Seed("", (), ""),
+    )
+    assert item.look().presence is Presence.ABSENT
+    item.unmake()
+    with pytest.raises(LabError, match="host key"):
+        item.make()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -334,3 +335,12 @@ def test_nothing_printed_can_disturb_a_terminal() -> None:
     found = mistakes('name: "a\\e[31mb"\nnodes: {"\\e[2J": {image: "\\a", depends_on: ["\\n"]}}')
     assert len(found) == 4
     assert all(problem.isprintable() for problem in found)
+
+
+def test_what_has_no_end_is_no_source_of_a_file(tmp_path: Path) -> None:
+    assert nodes("a: {files: {/x: {source: /dev/zero}}}") == [
+        "lab.yaml:2:34: nodes.a.files.\"/x\".source: '/dev/zero' is no file"
+    ]
+    os.mkfifo(tmp_path / "pipe")
+    told = mistakes("name: t\nnodes: {a: {files: {/x: {source: pipe}}}}", folder=tmp_path)
+    assert "pipe' is no file" in told[0]
