@@ -192,6 +192,11 @@ def _baseline(site: Site, request: Request, stack: ExitStack, emit: Emit) -> Non
         emit(Note(site.lab, f"{name} is not measured: {reason}", "warning"))
 
 
+def _told(profile: Profile) -> Profile:
+    """The profile as results tell it: with its file's name, without the folders of this machine."""
+    return profile.model_copy(update={"source": Path(profile.source).name})
+
+
 def _begin(
     journal: Journal, site: Site, chosen: Sequence[Task], request: Request, earlier: Sequence[dict[str, Any]]
 ) -> None:
@@ -213,7 +218,7 @@ def _begin(
                 "labctl": __version__,
                 "digest": digest,
                 "lab": site.lab,
-                "profile": site.profile.to_json(),
+                "profile": _told(site.profile).to_json(),
                 "suites": list(request.suites),
                 "plan": request.plan.to_json(),
                 "command": sys.argv[:1] and [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -25,6 +25,15 @@ from labctl.lab.compare import Column
 _CPU = Path("/sys/devices/system/cpu")
 _LIBRARIES = ("numpy", "scipy", "matplotlib", "pydantic", "paramiko", "libvirt-python")
 
+# How the names of kernel parameters begin that change what a benchmark shows (kernel-parameters.txt).
+_PARAMETERS = (
+    *("mitigations", "nospectre", "spec", "spectre", "pti", "nopti", "l1tf", "mds", "retbleed", "tsx"),
+    *("isolcpus", "nohz", "rcu", "maxcpus", "nr_cpus", "nosmt", "mem", "numa", "idle", "preempt"),
+    *("hugepages", "default_hugepagesz", "transparent_hugepage", "swiotlb", "iommu", "intel_iommu"),
+    *("amd_iommu", "intel_pstate", "amd_pstate", "intel_idle", "processor.", "cpufreq", "clocksource"),
+    *("tsc", "cgroup", "systemd.unified_cgroup_hierarchy", "kvm", "psi", "random.trust_cpu", "cryptomgr"),
+)
+
 
 def host() -> dict[str, Any]:
     """The machine: processor, kernel, settings, what else runs on it now."""
@@ -43,7 +52,7 @@ def host() -> dict[str, Any]:
         "mitigations": {
             path.name: _word(path) for path in sorted((_CPU / "vulnerabilities").glob("*")) if _word(path)
         },
-        "kernel_command_line": _word(Path("/proc/cmdline")),
+        "kernel_parameters": kernel_parameters(_word(Path("/proc/cmdline"))),
         "transparent_hugepages": _chosen(_word(Path("/sys/kernel/mm/transparent_hugepage/enabled"))),
         "clocksource": _word(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
         "cgroups": _cgroups(),
@@ -51,6 +60,12 @@ def host() -> dict[str, Any]:
         "is_a_virtual_machine": _virtual(),
     }
     return found
+
+
+def kernel_parameters(line: str) -> str:
+    """The words of a kernel's command line that bear on speed; the rest is nobody's business, or secret."""
+    words = line.partition(" -- ")[0].split()  # what follows is init's
+    return " ".join(word for word in words if word.partition("=")[0].startswith(_PARAMETERS))
 
 
 def versions(site: Site, tasks: Sequence[Task]) -> dict[str, str]:
@@ -127,7 +142,7 @@ def _machine(spec: dict[str, Any]) -> dict[str, Any]:
         "virtualization": domain.type,
         "cpu_model_given": ",".join([made.cpu_mode or made.cpu_model, *features]),
         "virtual_cpus": domain.vcpus,
-        "kernel_command_line": domain.cmdline,
+        "kernel_parameters": kernel_parameters(domain.cmdline),
         "kernel_file": Path(domain.kernel).parent.name if domain.kernel else "",
         "disk_bus": disk.bus if disk else "",
         "disk_format": disk.format if disk else "",

@@ -128,6 +128,7 @@ class Measuring:
 
     def measure(self, place: Place) -> Taken:
         """One run.  Raises Failed, Unreadable, TimedOut, LabError (the node can't be reached)."""
+        self._await_server(place)
         began = time.perf_counter()
         if self._task.function is not None:
             return Taken(self._task.function(self._site, place), time.perf_counter() - began)
@@ -196,7 +197,13 @@ class Measuring:
         if shared:
             return
         helper.start()
-        _until(lambda: _listens(server, spec.port), helper, "the server in")
+        self._await_server(place)
+
+    def _await_server(self, place: Place) -> None:
+        """Return when the place's server listens: iperf3's does not for a moment after each test."""
+        helper, spec = self._servers.get(place.name), self._task.spec
+        if helper and spec:
+            _until(lambda: _listens(helper.place, spec.port), helper, "the server in")
 
     def _data(self, place: Place) -> str:
         spec = self._task.spec

@@ -139,10 +139,10 @@ def trust(results: Results) -> list[str]:
                 f"The disk of {name} has the cache mode “unsafe”: fdatasync does not reach the host's disk "
                 "there, so its figures for writes, fdatasync and PostgreSQL flatter it."
             )
-        if "mitigations=off" in str(told.get("kernel_command_line", "")):
+        if "mitigations=off" in str(told.get("kernel_parameters", "")):
             said.append(
                 f"The kernel of {name} runs with mitigations=off, the host's does not say so."
-                if "mitigations=off" not in str(host.get("kernel_command_line", ""))
+                if "mitigations=off" not in str(host.get("kernel_parameters", ""))
                 else f"The kernels of {name} and of the host run with mitigations=off."
             )
     if results.seconds:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from labctl.bench import plan, reading, regression, statistics, store, tasks, words
+from labctl.bench import conditions, plan, reading, regression, statistics, store, tasks, words
 from labctl.bench.drift import judged
 from labctl.bench.faults import Unreadable
 from labctl.bench.model import Benchmark, filled
@@ -208,3 +208,8 @@ def test_two_runs_are_compared_and_a_regression_is_found(tmp_path: Path) -> None
     assert [(change.row.key, change.place) for change in found] == [("cpu.x.t", "box")]
     assert 0.4 < found[0].worse_by < 0.6
     assert regression.compare(slower, before).regressions(0.1) == []
+
+
+def test_only_kernel_parameters_that_bear_on_speed_are_told() -> None:
+    line = "root=UUID=1-2 console=ttyS0 mitigations=auto,nosmt isolcpus=3 token=s3cret -- --password kvm"
+    assert conditions.kernel_parameters(line) == "mitigations=auto,nosmt isolcpus=3"
