@@ -42,6 +42,7 @@ class Copier:
         self, into: Beneath, owner: tuple[int, int] | None, mode: int | None, *, foreign: bool = False
     ) -> None:
         self.into, self.owner, self.mode, self.foreign = into, owner, mode, foreign
+        self.time: int | None = None  # of what comes, in seconds; None keeps that of the source
         self.links: dict[tuple[int, int], str] = {}
 
     def make_folder(self, path: str, owner: tuple[int, int] = (0, 0)) -> None:
@@ -123,7 +124,8 @@ class Copier:
             # After the owner: a new one takes a program's capabilities away.
             if (key.startswith("user.") and not key.startswith("user.overlay.")) or key == _CAPABILITIES:
                 os.setxattr(write, key, os.getxattr(read, key))
-        os.utime(write, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        when = status.st_mtime_ns if self.time is None else self.time * 10**9
+        os.utime(write, ns=(when, when))
 
     def entry(self, source: Beneath, path: str, goal: str, status: os.stat_result) -> None:
         """One file, link or device to exactly that path, replacing what is there (but no folder)."""
@@ -221,6 +223,7 @@ def copy(words: dict[str, Any], into: Beneath, source: Beneath) -> None:
     left_out = Ignore(words["ignore"])
     keep = words["keep_owner"]
     copier = Copier(into, _owner(words["chown"], words["root"], keep), words["mode"], foreign=not keep)
+    copier.time = words.get("time")
     target = clean(words["target"])
     sources = [path for pattern in words["sources"] for path in matches(source, pattern, left_out)]
     as_folder = words["target"].endswith("/") or words["as_folder"] or copier.is_folder(target)

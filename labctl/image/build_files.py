@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import email.utils
+import http.client
 import os
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,18 +167,17 @@ class Files:
     def _download(
         self, stage: Stage, step: Instruction, url: str, words: dict[str, Any]
     ) -> tuple[dict[str, Any], Any]:
-        name = url.split("?")[0].rstrip("/").rpartition("/")[2]
+        name = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
         if words["target"].endswith("/") and not name:
             raise step.wrong(f"{url} has no file name, so the destination needs one")
         store = self.builder.store
         try:
             with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as answer:
-                blob = store.blobs.put(
-                    iter(lambda: answer.read(1 << 20), b""), digest=step.flags.get("checksum", "")
-                )
+                blob = store.blobs.put(_body(answer), digest=step.flags.get("checksum", ""))
+                changed = _seconds(answer.headers.get("Last-Modified", ""))
         except BadImage as error:
             raise step.wrong(f"{url} is not what --checksum says: {error.message}") from None
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             raise LabError(f"ADD: cannot download {url}: {error}", where=step.where) from error
         mode = 0o600 if words["mode"] is None else words["mode"]
         target = words["target"] + name if words["target"].endswith("/") else words["target"]
@@ -186,8 +189,25 @@ class Files:
             "sources": [path.name],
             "from_root": str(path.parent),
             "as_folder": False,
+            "time": changed,
         }
-        return job, blob.digest
+        return job, [blob.digest, changed]
+
+
+def _body(answer: Any) -> Iterator[bytes]:
+    """All of an answer.  Raises IncompleteRead when it ends early, which read(size) keeps to itself."""
+    while chunk := answer.read(1 << 20):
+        yield chunk
+    if left := getattr(answer, "length", None):
+        raise http.client.IncompleteRead(b"", left)
+
+
+def _seconds(date: str) -> int | None:
+    """When a file at a URL changed, in seconds since 1970; None when the server does not say."""
+    try:
+        return int(email.utils.parsedate_to_datetime(date).timestamp())
+    except (TypeError, ValueError):
+        return None
 
 
 def _is_packed_tar(path: Path) -> bool:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import io
 import os
 import random
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -221,6 +224,49 @@ def test_add(store: Store, context: Path) -> None:
         built.sh("cat /x/in/tar; stat -c ' %u' /x/in/tar; ls /y; stat -c %s /z; ls /n")
         == f"text 7\nb.gz\n{len(packed.getvalue())}\nb.gz\nin\n"
     )
+
+
+class Web(http.server.BaseHTTPRequestHandler):
+    """A file of an old day; under /cut it ends early."""
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+    def do_GET(self) -> None:
+        """Send it."""
+        self.send_response(200)
+        self.send_header("Content-Length", "9" if self.path == "/cut" else "4")
+        self.send_header("Last-Modified", "Thu, 01 Jan 2015 00:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(b"text")
+
+
+def test_add_from_the_web(store: Store, context: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    good = f"sha256:{hashlib.sha256(b'text').hexdigest()}"
+    try:
+        built = make(
+            store, context,
+            f"FROM micro\nADD {url}/a/name.txt?x=1 /d/\nADD --chmod=644 --chown=3:4 --checksum={good} {url}/x /e\n",
+        )  # fmt: skip
+        assert built.sh("cat /d/name.txt /e; stat -c ' %a %u:%g %Y' /d/name.txt /e") == (
+            "texttext 600 0:0 1420070400\n 644 3:4 1420070400\n"
+        )
+        for words, said in (
+            (f"{url}/cut /f", "cannot download"),
+            (f"{url}/ /d/", "no file name"),
+            (f"--checksum=sha256:{'0' * 64} {url}/x /f", "not what --checksum says"),
+            ("http://127.0.0.1:1/x /f", "cannot download"),
+        ):
+            with pytest.raises(LabError, match=said) as caught:
+                make(store, context, f"FROM micro\nADD {words}\n")
+            assert caught.value.where and caught.value.where.line == 2
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert store.verify() == []
 
 
 def test_stages(store: Store, context: Path) -> None:
