@@ -300,9 +300,7 @@ def test_an_image_that_is_a_disk_of_the_machine(
     monkeypatch.setattr(boot_rig, "_argv", lambda *words: [*argv_of(*words), *extra])
     with booted(tmp_path / "vm", cache, root, CONFIG) as vm:
         item = replace(rig.left, ssh=ssh_place(tmp_path, vm))
-        began = time.monotonic()
         item.make()
-        seconds = time.monotonic() - began
         assert item.look().there
         box = machine_at(item.ssh)
         done = InsideMachine(box, "left").run(["sh", "-c", "touch /usr/x && cat /etc/note && ls -d /usr/bin"])
@@ -310,4 +308,3 @@ def test_an_image_that_is_a_disk_of_the_machine(
         assert box.run(["ls", "/var/lib/labctl/layers"]).code != 0, "layers were sent as well"
         item.unmake()
         box.close()
-    assert seconds < 20
