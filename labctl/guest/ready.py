@@ -44,7 +44,7 @@ def wait_for(
         if left <= 0:
             raise TimedOut(
                 f"{what} did not become ready within {timeout:g} s: {reason}",
-                hint="allow it more time in the profile (ready: timeout), or see `labctl logs`",
+                hint=f"allow it more time in the profile (ready: timeout), or see `labctl logs {what}`",
             )
         if stop.wait(min(interval, left)):
             raise Interrupted(f"the wait for {what} was cancelled; last seen: {reason}")

@@ -47,7 +47,14 @@ class _Folder:
         return str(self.home.lab(self.lab))
 
     def remove(self) -> None:
-        remove_tree(self.home.lab(self.lab))
+        """End the keeper of its containers, which are gone by now, and remove it."""
+        folder = self.home.lab(self.lab)
+        if (folder / "run").is_dir():
+            try:
+                containers.KeeperClient(folder / "run").close()
+            except (ContainerError, OSError) as error:
+                raise LabError(f"the keeper of {folder} does not end: {error}") from error
+        remove_tree(folder)
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,7 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         except sqlite3.Error as error:
-            raise self._failure(
-                "open", error, "check its owner; labctl gc finds objects without it"
-            ) from error
+            raise self._failure("open", error, "check its owner and its disk") from error
         except OSError as error:
             raise LabError(
                 f"cannot make {path.parent}: {error.strerror}", hint=write_hint(path, error)
@@ -212,6 +210,8 @@ class Ledger:
         said = f"cannot {verb} the ledger {self.path}"
         if self._full(error):
             return NoRoom(f"{said}: the disk is full", hint=write_hint(self.path))
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            hint = f"mv {self.path} {self.path}.damaged; then `labctl gc` removes what it named, by its marks"
         return LabError(f"{said}: {error}", hint=hint)
 
     def _drop_notes(self, lab: str) -> None:
@@ -224,7 +224,7 @@ class Ledger:
             try:
                 return self._db.execute(query, values).fetchall()
             except sqlite3.Error as error:
-                raise LabError(f"cannot read the ledger {self.path}: {error}") from error
+                raise self._failure("read", error, "check its owner and its disk") from error
 
     # labs
 

@@ -170,6 +170,18 @@ def test_a_ledger_that_is_no_ledger(lab: Lab, host_inventory: Since) -> None:
     assert host_inventory() == []
 
 
+def test_what_a_damaged_ledger_named_is_found_by_its_marks(lab: Lab, host_inventory: Since) -> None:
+    lab.up("-s", "nodes.slow.ready={command: ['true']}")
+    os.truncate(lab.home.ledger, lab.home.ledger.stat().st_size // 2)
+    for words in (["ls"], ["up", str(lab.file)], ["down", "lab"], ["gc"]):
+        told = lab.fails(1, *words)
+        assert told.count("labctl: error:") == 1 and "labctl gc" in told, words
+    damaged = lab.home.ledger.rename(f"{lab.home.ledger}.damaged")
+    lab.good("gc")
+    damaged.unlink()
+    assert lab.labs() == [] and host_inventory() == []
+
+
 @contextmanager
 def small_disk(lab: Lab, size: str) -> Iterator[None]:
     """A file system of that size under the lab's home; what is left on it is taken down before it goes."""
