@@ -11,6 +11,7 @@ from typing import Any
 
 from labctl.linux import capabilities, limits, namespaces, seccomp, syscall_numbers
 from labctl.linux.cgroups import Layout
+from labctl.linux.eventstats import event_data
 from labctl.linux.mounts import OPTION_NAMES
 from labctl.runtime import options, spec, state
 from labctl.runtime.errors import ContainerError, NotFoundError
@@ -140,24 +141,11 @@ def show_events(words: list[str], context: Context) -> int:
             _print_line({"type": "oom", "id": id_})
         if time.monotonic() - last >= interval or not last:
             last = time.monotonic()
-            _print_line({"type": "stats", "id": id_, "data": _stats(row)})
+            _print_line({"type": "stats", "id": id_, "data": event_data(group)})
         if given.flag("stats"):
             break
         time.sleep(min(interval, 0.2))
     return 0
-
-
-def _stats(row: dict[str, int]) -> dict[str, Any]:
-    memory = {
-        "limit": row.get("memory_limit", 0),
-        "usage": row.get("memory", 0),
-        "max": row.get("memory_peak", 0),
-    }
-    return {
-        "cpu": {"usage": {"total": row.get("cpu_ns", 0)}},
-        "memory": {"usage": memory},
-        "pids": {"current": row.get("pids", 0)},
-    }
 
 
 def _seconds(text: str) -> float:

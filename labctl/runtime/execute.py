@@ -240,9 +240,14 @@ def _middle(
         entrance = fcntl.fcntl(entrance, fcntl.F_DUPFD_CLOEXEC, 3 + len(preserve))
         channel = Channel.of_fd(sock)
         process.keep_only({sock, entrance, *stdio, *preserve})
+        if "mount" not in target.kinds:
+            # Nothing but its root keeps such a container from the host's files: take the same one.
+            os.chdir(f"/proc/{target.pid}/root")
         groups = _join(target)
         target.first = namespaces.first_ids(target.pid)  # the container's /proc is not to be believed
         sc.setns(entrance, flags, f"namespaces of process {target.pid}")
+        if "mount" not in target.kinds:
+            os.chroot(".")
         pid = _clone_into(groups)
         if pid == 0:
             _inside(finisher, channel, stdio, tty, preserve, target.first)

@@ -202,6 +202,9 @@ def test_figures_and_events(running: Oci) -> None:
     assert (row["type"], row["id"]) == ("stats", "c")
     assert row["data"]["pids"]["current"] >= 1
     assert row["data"]["memory"]["usage"]["usage"] >= 0
+    assert row["data"]["memory"]["raw"]
+    assert row["data"]["cpu"]["usage"]["total"] > 0
+    assert row["data"]["cpu"]["throttling"]["periods"] == 0
     assert "greater than 0" in running("events", "--interval", "0s", "c").stderr
 
 

@@ -142,6 +142,21 @@ def test_no_mount_namespace_is_a_plain_change_of_root(oci: Oci) -> None:
     assert "mount namespace" in oci.refusal(without("mount"))
 
 
+def test_exec_without_a_mount_namespace_stays_in_the_containers_root(oci: Oci) -> None:
+    def bare(config: Config) -> None:
+        config["mounts"] = []
+        del config["linux"]["maskedPaths"], config["linux"]["readonlyPaths"]
+        config["linux"]["namespaces"] = [{"type": "pid"}]
+        del config["hostname"]
+
+    (oci.rootfs / "srv/mark").touch()
+    oci.write("exec sleep 1000", bare)
+    oci.quiet("run", "-d", "c")
+    assert set(oci.ok("exec", "c", "ls", "/..").split()) == set(os.listdir(oci.rootfs))
+    assert "mark" in oci.ok("exec", "c", "ls", "/srv")
+    assert "no such file" in oci("exec", "c", "/usr/bin/env").stderr
+
+
 def test_ids_are_mapped(oci: Oci) -> None:
     """config-linux.md, User namespace mappings; and the files keep their owners."""
     for path in (oci.rootfs, *oci.rootfs.rglob("*")):
