@@ -100,6 +100,8 @@ def program(rules: Sequence[Rule]) -> bytes:
         body.append(_insn(0xB4, 0, 0, 0, 1 if allow else 0))
         body.append(_insn(0x95, 0, 0, 0, 0))
         code += body
+        if not tests and not partly:
+            return b"".join(code)  # it always matches: the kernel refuses code that nothing leads to
     code += [_insn(0xB4, 0, 0, 0, 0), _insn(0x95, 0, 0, 0, 0)]
     return b"".join(code)
 

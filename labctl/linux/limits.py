@@ -139,6 +139,8 @@ def _memory(cgroup: Cgroup, memory: Mapping[str, Any]) -> None:
         used = stats(cgroup).get("memory", 0)
         if limit < used:
             raise ValueError(f"memory limit {limit} is below what {cgroup.path} uses now, {used}")
+    if limit == -1 and swap is None:
+        swap = -1  # on v1 memory may never exceed memory+swap; on v2 as in runc
     if "memory" not in cgroup.v1:
         if swap is not None and os.path.exists(f"{folder}/memory.swap.max"):
             # OCI's swap counts memory and swap together; v2 counts swap alone.
@@ -152,8 +154,6 @@ def _memory(cgroup: Cgroup, memory: Mapping[str, Any]) -> None:
             raise SyscallError(95, "limit", "memory.disableOOMKiller: cgroup v2 has no such switch")
         return
     plain, both = f"{folder}/memory.limit_in_bytes", f"{folder}/memory.memsw.limit_in_bytes"
-    if limit == -1 and swap is None:
-        swap = -1  # memory may never exceed memory+swap, so that goes first
     swap = swap if os.path.exists(both) else None
     steps = [(plain, limit), (both, swap)]
     current = int((proc.read(plain) or "0").strip() or 0)

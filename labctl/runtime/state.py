@@ -161,9 +161,14 @@ def new_document(id_: str, bundle: str, annotations: dict[str, str], cgroup: str
 
 
 def running_pid(document: Document) -> int:
-    """The pid of a container that lives, else 0."""
+    """The pid of a container that lives, else 0: a number alone, without its start time, names nobody."""
     pid = int(document.get("pid") or 0)
-    if pid and document.get("boot_id") == proc.boot_id() and proc.alive(pid, document.get("start_ticks")):
+    if (
+        pid > 0
+        and document.get("start_ticks")
+        and document.get("boot_id") == proc.boot_id()
+        and proc.alive(pid, document.get("start_ticks"))
+    ):
         return pid
     return 0
 
@@ -203,8 +208,14 @@ def oci(document: Document, status: str) -> Document:
 
 
 def cgroup_of(document: Document, layout: Layout) -> Cgroup:
-    """The control group of a container."""
-    return Cgroup(document["cgroup"], layout, document.get("controllers") or ())
+    """The control group of a container.  Raises ContainerError when its state is too damaged to tell."""
+    path, names = document.get("cgroup"), document.get("controllers") or ()
+    try:
+        return Cgroup(path or "", layout, [name for name in names if isinstance(name, str)])
+    except ValueError as error:
+        raise ContainerError(
+            f"container {document['id']}: its state.json names no control group: delete it with --force"
+        ) from error
 
 
 def iso_time(seconds: float | None) -> str:

@@ -121,3 +121,24 @@ def test_device_rules(
             expected = allow
     number = {"b": 1, "c": 2}[kind]
     assert device_allowed(devices.program(given_rules), number, access, major, minor) is expected
+
+
+@given(given_rules=st.lists(rules, max_size=6))
+def test_every_instruction_of_a_device_program_is_reached(
+    given_rules: list[tuple[bool, str, int, int, str]],
+) -> None:
+    """The kernel's verifier refuses a program with one that isn't: EINVAL at the start of every container."""
+    code = list(struct.iter_unpack("=BBhi", devices.program(given_rules)))
+    seen: set[int] = set()
+    todo = [0]
+    while todo:
+        at = todo.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        op, _, offset, _ = code[at]
+        if op != 0x95:  # exit
+            todo.append(at + 1)
+        if op in (0x55, 0x5D):  # jump if not equal
+            todo.append(at + 1 + offset)
+    assert seen == set(range(len(code)))
