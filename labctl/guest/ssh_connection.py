@@ -157,7 +157,8 @@ class Connection:
             sock = socket.create_connection((end.host, end.port), self.timeout)
         except TimeoutError as error:
             raise TimedOut(
-                f"{end.where} gave no answer on {end.host}:{end.port} within {self.timeout:g} s"
+                f"{end.where} gave no answer on {end.host}:{end.port} within {self.timeout:g} s",
+                hint="is the node running, and not paused? (labctl status)",
             ) from error
         except OSError as error:
             raise LabError(
