@@ -237,6 +237,7 @@ def fuzz(folder: Path, examples: int) -> collections.Counter[str]:
         settings(max_examples=examples, **quiet)(given(st.data())(one.config))()
         settings(max_examples=max(1, examples // 4), **quiet)(given(st.data())(one.state))()
     finally:
+        one.clear()
         one.oci.close()
     return one.ended
 
