@@ -40,12 +40,18 @@ class Column:
     cpus_given: float = 0.0  # 0: no limit
     start_seconds: float | None = None
     host_memory: int | None = None
+    addresses: tuple[str, ...] = ()  # that labctl gave it
     seen: Observation | None = None
 
     @property
     def is_host(self) -> bool:
         """Whether it is the bare host."""
         return self.name == HOST
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is there at all, so that what is known from outside is true of it."""
+        return self.state in ("starting", "running", "ready", "paused", "failed")
 
 
 @dataclass(frozen=True)

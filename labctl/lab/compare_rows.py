@@ -57,11 +57,13 @@ def _names(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
-def _seen(answer: Seen) -> Answer:
-    """A row for places that were observed; elsewhere it stays empty."""
+def _seen(answer: Seen, outside: Answer | None = None) -> Answer:
+    """A row for places that were observed; elsewhere it has what is known from `outside`, or stays empty."""
 
     def cell(column: Column, all_: Columns) -> Cell:
-        return answer(column, column.seen, all_) if column.seen else Cell()
+        if column.seen:
+            return answer(column, column.seen, all_)
+        return outside(column, all_) if outside and column.stands else Cell()
 
     return cell
 
@@ -107,7 +109,7 @@ def _kernel(column: Column, seen: Observation, _all: Columns) -> Cell:
     return Cell(" ".join(filter(None, (seen.kernel, seen.arch))), seen.kernel or None)
 
 
-def _kernel_owner(column: Column, _seen: Observation, all_: Columns) -> Cell:
+def _kernel_owner(column: Column, all_: Columns) -> Cell:
     owner = all_.kernel_owner(column)
     if owner.is_host:
         text = "the host's" if column.is_host else "yes, the host's"
@@ -132,6 +134,12 @@ def _cpus(column: Column, seen: Observation, _all: Columns) -> Cell:
     return Cell(_marked(column, f"{text}, may use {given:g}" if given else text), raw)
 
 
+def _cpus_given(column: Column, _all: Columns) -> Cell:
+    given = column.cpus_given
+    raw = {"seen": None, "limit": given or None}
+    return Cell(_marked(column, f"was given {given:g}"), raw) if given else Cell()
+
+
 def _processes(column: Column, seen: Observation, _all: Columns) -> Cell:
     return Cell("not told" if seen.processes is None else str(seen.processes), seen.processes)
 
@@ -150,6 +158,10 @@ def _net(column: Column, seen: Observation, _all: Columns) -> Cell:
 
 def _addresses(column: Column, seen: Observation, _all: Columns) -> Cell:
     return Cell(_names(seen.addresses) or "none", list(seen.addresses))
+
+
+def _addresses_given(column: Column, _all: Columns) -> Cell:
+    return Cell(_names(column.addresses), list(column.addresses))
 
 
 def _ipc(column: Column, seen: Observation, _all: Columns) -> Cell:
@@ -176,6 +188,11 @@ def _devices(column: Column, seen: Observation, _all: Columns) -> Cell:
     disks = _names([*real, *rest]) or "no disk"
     raw = {"block": list(seen.block_devices), "character": list(seen.char_devices)}
     return Cell(f"{disks}; {len(seen.char_devices)} of other kinds", raw)
+
+
+def _memory_given(column: Column, _all: Columns) -> Cell:
+    given = column.memory_given
+    return Cell(f"was given {size(given)}", {"seen": None, "limit": given}) if given else Cell()
 
 
 def _memory(column: Column, seen: Observation, _all: Columns) -> Cell:
@@ -302,7 +319,7 @@ SPECS: tuple[Spec, ...] = (
         "Is it the host's?",
         _KERNEL,
         "A container is processes of a kernel that is there already; who breaks that kernel is out.",
-        _seen(_kernel_owner),
+        _seen(lambda column, _, all_: _kernel_owner(column, all_), _kernel_owner),
     ),
     Spec(
         "hypervisor",
@@ -317,7 +334,7 @@ SPECS: tuple[Spec, ...] = (
         "CPUs",
         _KERNEL,
         "How many it sees; a container sees all and may be held to fewer.",
-        _seen(_cpus),
+        _seen(_cpus, _cpus_given),
     ),
     Spec(
         "memory",
@@ -325,7 +342,7 @@ SPECS: tuple[Spec, ...] = (
         _KERNEL,
         "A machine sees what it was given, less what its kernel keeps; a container sees the host's and is "
         "held to its limit.",
-        _seen(_memory),
+        _seen(_memory, _memory_given),
     ),
     Spec(
         "pid1",
@@ -337,7 +354,7 @@ SPECS: tuple[Spec, ...] = (
     Spec("processes", "Processes visible", _SEES, "All that it could name and signal.", _seen(_processes)),
     Spec("hostname", "Host name", _SEES, "The name it calls itself by.", _seen(_hostname)),
     Spec("net-devices", "Network devices", _SEES, "The interfaces it sees; lo is itself.", _seen(_net)),
-    Spec("addresses", "Addresses", _SEES, "Where others reach it.", _seen(_addresses)),
+    Spec("addresses", "Addresses", _SEES, "Where others reach it.", _seen(_addresses, _addresses_given)),
     Spec("ipc", "IPC objects", _SEES, "Shared memory, semaphores and queues that it sees.", _seen(_ipc)),
     Spec("mounts", "Mounts", _SEES, "File systems in its tree, and what / is made of.", _seen(_mounts)),
     Spec("devices", "Devices", _SEES, "Disks and other devices in /dev that it could open.", _seen(_devices)),

@@ -124,7 +124,8 @@ def _column(node: _Node, emit: Emit, lab: str) -> Column:
         seen = observe(machine(node.record), node.record.name)
     except LabError as error:
         emit(Note(lab, f"{node.record.name}: {error.message}", "warning"))
-        return replace(column, reason=column.reason or error.message, remedy=column.remedy or error.hint)
+        reason, remedy = column.reason or error.message, column.remedy or error.hint
+        return replace(column, reason=reason, remedy=remedy, host_memory=_host_memory(node))
     return replace(column, seen=seen, reason="", remedy="", host_memory=_host_memory(node))
 
 
@@ -150,6 +151,7 @@ def described(record: NodeRecord, status: NodeStatus) -> Column:
         memory_given=record.memory,
         cpus_given=record.cpus,
         start_seconds=status.seconds or None,
+        addresses=record.addresses if there else (),
     )
 
 

@@ -55,6 +55,19 @@ def row(found: Comparison, key: str) -> Row:
     return next(r for r in found.rows if r.key == key)
 
 
+def test_a_node_that_cannot_be_asked_shows_what_is_known_from_outside() -> None:
+    mute = replace(EMU, cpus_given=2.0, addresses=("10.1.0.2",), reason="no shell in its image")
+    found = document(mute, GONE)
+    told = {r.key: r.values["emu"] for r in found.rows if r.values["emu"]}
+    assert told["state"] == "ready: no shell in its image"
+    assert (told["kernel-shared"], told["addresses"]) == ("no, one of its own", "10.1.0.2")
+    assert (told["memory"], told["cpus"]) == ("was given 256 MiB", "was given 2 (emulated)")
+    assert told["host-memory"] == "282 MiB (emulated)"
+    assert "kernel" not in told and "pid1" not in told, "nobody could tell"
+    kept = {r.key for r in found.rows if r.values["para"]}
+    assert not kept & {"kernel-shared", "memory", "cpus", "addresses", "host-memory"}, "it isn't there"
+
+
 def test_each_namespace_by_what_it_is_compared_with() -> None:
     found = document()
     for kind in NAMESPACES:
