@@ -44,13 +44,13 @@ class Lines:
 
     def __init__(self, inner: Emit, *, quiet: bool) -> None:
         self._inner, self._quiet = inner, quiet
-        self._last: dict[str, Sampled] = {}
+        self._last: dict[tuple[str, str], Sampled] = {}
 
     def __call__(self, event: Event) -> None:
         """Draw one event."""
         if isinstance(event, Sampled):
             if event.phase == "measured":
-                self._last[event.place] = event
+                self._last[event.key, event.place] = event
         elif isinstance(event, TaskEnded):
             self._inner(Note(event.lab, f"{event.key}: {self._medians(event.key)}{event.reason}"))
         elif isinstance(event, CellClosed):
@@ -61,7 +61,7 @@ class Lines:
             self._inner(event)
 
     def _medians(self, key: str) -> str:
-        found = [s for s in self._last.values() if s.key == key]
+        found = [sample for (of, _place), sample in self._last.items() if of == key]
         told = ", ".join(f"{_label(s)} {number(s.median)} {s.unit}" for s in found)
         return f"{told}; " if told else ""
 
