@@ -125,4 +125,5 @@ def _too_large(file: str, size: int) -> ProfileError:
 
 
 def _no(file: str, message: str, hint: str = "") -> ProfileError:
-    return ProfileError([Problem(message, Where(file or "''"), hint)])
+    name = file if len(file) <= 300 else file[:299] + "…"
+    return ProfileError([Problem(message, Where(name or "''"), hint)])

@@ -11,7 +11,7 @@ import pytest
 
 from labctl.errors import ProfileError
 from labctl.profile import load
-from labctl.profile.source import LIMIT
+from labctl.profile.source import LIMIT, read_text
 
 GOOD = "name: t\nnodes: [a]\n"
 
@@ -118,3 +118,9 @@ def test_standard_input() -> None:
 def test_importing_the_room_costs_nothing() -> None:
     code = "import sys, labctl.profile; sys.exit('pydantic' in sys.modules or 'yaml' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_name_longer_than_any_file_has_is_cut() -> None:
+    with pytest.raises(ProfileError) as caught:
+        read_text("a" * 5000)
+    assert "File name too long" in str(caught.value) and len(str(caught.value)) < 400
