@@ -25,12 +25,16 @@ as_root() {
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 known() { apt-cache show "$1" >/dev/null 2>&1; }
 
-# Each line's alternatives: fine when one is installed, else the first that apt knows.
+# Each line's alternatives: the first that apt knows, or one before it that is installed.  Where apt knows
+# none (no lists yet), any that is installed.
 missing_packages() {
     local group alternatives _reason package
     while read -r group alternatives _reason; do
         case " $groups " in *" $group "*) ;; *) continue ;; esac
-        for package in ${alternatives//|/ }; do installed "$package" && continue 2; done
+        for package in ${alternatives//|/ }; do
+            installed "$package" && continue 2
+            known "$package" && break
+        done
         echo "$alternatives"
     done < <(grep -v '^#' scripts/packages.txt)
 }

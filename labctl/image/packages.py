@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,14 +145,17 @@ def streamed(
 ) -> list[str]:
     """Run a program, hand on each line that it writes, and return the last 30; raises LabError.
 
-    Its whole process group is ended when it takes longer than `timeout` seconds or we are interrupted.
+    Its whole process group is ended when it takes longer than `timeout` seconds or we are interrupted; it is
+    told to end when we are killed.  What it mounts is in a mount namespace of its own and goes with it.
     """
     import signal
     import threading
 
+    if shutil.which(argv[0]) is None:
+        raise HostCannot(f"{argv[0]} is not installed", hint=f"apt-get install {argv[0]}")
     try:
         process = subprocess.Popen(
-            argv,
+            ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--", *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -160,8 +164,8 @@ def streamed(
             text=True,
             errors="replace",
         )
-    except FileNotFoundError:
-        raise HostCannot(f"{argv[0]} is not installed", hint=f"apt-get install {argv[0]}") from None
+    except FileNotFoundError as error:
+        raise HostCannot(f"{error.filename} is not installed", hint="apt-get install util-linux") from None
     assert process.stdout
     late = threading.Event()
 

@@ -189,3 +189,23 @@ def test_base_and_a_layer_on_top(cache: Path, monkeypatch: pytest.MonkeyPatch, t
     assert not (store.rootfs(base)[0] / "etc/resolv.conf").exists()
     shared, own = store.sizes()[image.digest]
     assert shared == base.layers[0].size and own < 10_000_000
+
+
+def test_a_builder_whose_labctl_is_killed_ends_and_leaves_no_mount(tmp_path: Path) -> None:
+    """The builder of Debian trees mounts /proc and /sys in what it makes; they must not stay on the host."""
+    script = f"mount -t tmpfs none {tmp_path}; echo $$; exec sleep 3600"
+    code = (
+        "import sys; from labctl.image.packages import streamed;"
+        "streamed(['sh', '-c', sys.argv[1]], lambda text: print(text, flush=True), timeout=600, env={})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    builder = Path("/proc", process.stdout.readline().strip())
+    assert builder.is_dir() and not os.path.ismount(tmp_path)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    ends = time.monotonic() + 20
+    while builder.exists():
+        assert time.monotonic() < ends, "the builder goes on"
+        time.sleep(0.05)
