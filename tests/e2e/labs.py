@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,10 @@ class Lab:
         return self.run("exec", f"{self.name}/{node}", "--", "sh", "-c", script).returncode
 
     def console(self, node: str, typed: bytes, until_said: bytes) -> bytes:
-        """Sit at a node's console: press Enter, type, read until something is said, leave with Ctrl-]."""
+        """Sit at a node's console: press Enter, type, read until something is said, leave with Ctrl-].
+
+        Each answer must come within a minute.
+        """
         argv = [sys.executable, "-m", "labctl.cli", "console", f"{self.name}/{node}"]
         with subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment()
@@ -112,7 +116,11 @@ class Lab:
             for words, answer in ((b"\r\n", b"# "), (typed, until_said)):
                 there.stdin.write(words)
                 there.stdin.flush()
+                ends = time.monotonic() + 60
                 while answer not in said:
+                    if not select.select([there.stdout], [], [], max(0.0, ends - time.monotonic()))[0]:
+                        there.kill()
+                        raise AssertionError(f"no {answer!r} in {said!r}")
                     more = os.read(there.stdout.fileno(), 1000)
                     assert more, said
                     said += more
