@@ -22,7 +22,8 @@ _DOUBTS = {
     *("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system"),
     *("socket.connect", "socket.sendto", "socket.getaddrinfo", "urllib.Request", "pty.spawn"),
 }
-_ASKED = ("stat", "lstat", "access", "readlink", "statvfs")
+# Not statvfs: the room on a disk decides whether something may be made, and a quick answer makes nothing.
+_ASKED = ("stat", "lstat", "access", "readlink")
 _TICK = 20_000_000  # ns: the kernel stamps files by its clock's ticks, of 10 ms at most
 
 
@@ -91,7 +92,7 @@ def _noting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
     def ask(path: Any, *args: Any, **more: Any) -> Any:
         watch = _watch
         if watch is not None:
-            if name == "statvfs" or more.get("dir_fd") is not None:
+            if more.get("dir_fd") is not None:
                 watch.reasons.append(f"{name} of {path}")
             else:
                 link = name in ("lstat", "readlink") or more.get("follow_symlinks") is False
