@@ -14,10 +14,12 @@ from labctl.tiers.guests import Guest
 
 # In the host machine: join our two streams to the guest's terminal, until either side ends, or until the
 # process whose number stands in the second file is told to end: an end of input alone is not always heard.
+# dd and not cat for what the terminal says: cat has the kernel move it to the pipe (sendfile), which on a
+# terminal waits for more and holds what is there.
 _RELAY = """
 exec 3<>"$1" 4<&0 || exit 1
 stty raw -echo <&3
-cat <&3 & shown=$!
+dd bs=4096 <&3 2>/dev/null & shown=$!
 cat <&4 >&3 & typed=$!
 trap 'kill $shown $typed 2>/dev/null; exit 0' TERM
 echo $$ >"$2"

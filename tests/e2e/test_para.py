@@ -69,6 +69,9 @@ def test_a_para_node_is_a_node_like_any_other(
             asked = f"printf 'GET /who HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {other} 80 | tail -n 1"
             assert lab.sh(one, asked) == other
 
+    for _ in range(2):  # a second session hears what is said in it, and not what the first has missed
+        assert b"=42=" in lab.console("para", b"echo =$((6*7))=\r\n", b"=42=")
+
     (tmp_path / "sent").write_text("there and back\n")
     lab.good("cp", str(tmp_path / "sent"), "xenlab/para:/root/kept")
     lab.good("pause", "xenlab/para")
