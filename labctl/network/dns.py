@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -214,10 +215,9 @@ class Dns:
         """End it and remove its folder; absence is fine; returns when the process is gone."""
         while pid := self.pid():
             self._end(pid)
-        for name in ("dnsmasq.conf", "hosts", "dnsmasq.pid", "dnsmasq.log"):
-            (self._base / name).unlink(missing_ok=True)
+        # All of it, also a file whose writer was killed before it had its name.
         with contextlib.suppress(FileNotFoundError):
-            self._base.rmdir()
+            shutil.rmtree(self._base)
 
     def _end(self, pid: int) -> None:
         end(pid, self._is_ours)

@@ -168,6 +168,7 @@ def test_make_look_unmake_twice(place: Path) -> None:
     Path(server.directory, "dnsmasq.pid").unlink()
     assert server.pid() == pid
     assert (pid, server.mark) in list(dns.servers())
+    Path(server.directory, "hosts.new").write_text("the writer was killed here")
     for _ in range(2):
         server.unmake()
     assert not Path(f"/proc/{pid}/exe").exists()
