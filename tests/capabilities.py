@@ -153,6 +153,11 @@ def _cgroup() -> str:
     return ""
 
 
+@probe("cgroup-v1")
+def _cgroup_v1() -> str:
+    return "" if Path("/sys/fs/cgroup/memory/cgroup.procs").exists() else "no hierarchy of memory's own"
+
+
 def _remove_cgroup(group: Path) -> None:
     for _attempt in range(100):
         try:

@@ -9,7 +9,7 @@ samples does not count.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import comb, isfinite
@@ -93,16 +93,14 @@ def summary(samples: Sequence[float]) -> Summary:
     )
 
 
-def _median_interval(values: object, median: float) -> tuple[float, float]:
+def _bootstrapped(data: tuple[object, ...], statistic: Callable[..., object]) -> tuple[float, float]:
+    """The percentile bootstrap interval of a statistic; the same samples give the same one."""
     import numpy as np
     from scipy import stats
 
-    array = np.asarray(values, dtype=float)
-    if len(array) < 2 or float(array.min()) == float(array.max()):
-        return median, median
     found = stats.bootstrap(
-        (array,),
-        np.median,
+        data,
+        statistic,
         vectorized=True,
         n_resamples=RESAMPLES,
         confidence_level=LEVEL,
@@ -110,6 +108,15 @@ def _median_interval(values: object, median: float) -> tuple[float, float]:
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def _median_interval(values: object, median: float) -> tuple[float, float]:
+    import numpy as np
+
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2 or float(array.min()) == float(array.max()):
+        return median, median
+    return _bootstrapped((array,), np.median)
 
 
 def compared(samples: Sequence[float], baseline: Sequence[float]) -> Ratio | None:
@@ -133,7 +140,6 @@ def compared(samples: Sequence[float], baseline: Sequence[float]) -> Ratio | Non
 
 def _ratio_interval(mine: object, theirs: object, ratio: float) -> tuple[float, float]:
     import numpy as np
-    from scipy import stats
 
     first, second = np.asarray(mine), np.asarray(theirs)
     if min(len(first), len(second)) < 2:
@@ -146,16 +152,7 @@ def _ratio_interval(mine: object, theirs: object, ratio: float) -> tuple[float, 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a resample whose median is 0
-        found = stats.bootstrap(
-            (first, second),
-            over,
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            confidence_level=LEVEL,
-            method="percentile",
-            rng=np.random.default_rng(_SEED),
-        ).confidence_interval
-    low, high = float(found.low), float(found.high)
+        low, high = _bootstrapped((first, second), over)
     return (low, high) if isfinite(low) and isfinite(high) else (ratio, ratio)
 
 

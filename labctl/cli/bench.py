@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from labctl.cli import light as typer
 from labctl.cli import names, screen
-from labctl.cli.backend import options
+from labctl.cli.backend import planning
 from labctl.cli.lifecycle import Fallback, Name, Nested, Privileged, Skip
 from labctl.cli.profiles import SetOption, load
 from labctl.cli.session import Session, verb
@@ -142,11 +142,11 @@ def run(
 
     suites = suite or ["quick"]
     plan = _plan(suites, runs, precision, budget, baseline, seed)
-    how = options(
+    how = planning(
         session,
         skip_unavailable=skip_unavailable,
-        fallback=fallback or session.fallback,
-        nested=nested or session.nested,
+        fallback=fallback,
+        nested=nested,
         allow_privileged=allow_privileged,
         snapshot="never",  # what a start costs is measured: machines boot
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from labctl.cli import light as typer
 from labctl.cli import names, screen
-from labctl.cli.backend import options
+from labctl.cli.backend import options, planning
 from labctl.cli.profiles import ProfileArgument, SetOption, load
 from labctl.cli.session import Session, verb
 from labctl.errors import CheckFailed, Interrupted, UsageError
@@ -89,11 +89,11 @@ def up(
       labctl up spectrum --skip-unavailable
       labctl up spectrum --fallback emulation --check
     """
-    how = options(
+    how = planning(
         session,
         skip_unavailable=skip_unavailable,
-        fallback=fallback or session.fallback,
-        nested=nested or session.nested,
+        fallback=fallback,
+        nested=nested,
         allow_privileged=allow_privileged,
         rollback=rollback,
         snapshot="auto" if from_snapshot is None else "always" if from_snapshot else "never",
@@ -181,11 +181,11 @@ def plan(
       labctl plan spectrum
       labctl plan lab.yaml --json | jq '.changes[] | select(.action != "keep")'
     """
-    how = options(
+    how = planning(
         session,
         skip_unavailable=skip_unavailable,
-        fallback=fallback or session.fallback,
-        nested=nested or session.nested,
+        fallback=fallback,
+        nested=nested,
         allow_privileged=allow_privileged,
     )
     result = api.plan(load(profile, sets, name), how)

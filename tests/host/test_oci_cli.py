@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,13 +14,6 @@ from tests.host.oci_rig import Config, Oci
 from tests.host.runtime_rig import LABRUN
 
 pytestmark = [pytest.mark.needs("root", "cgroup"), pytest.mark.long]
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Oci]:
-    rig = Oci(tmp_path)
-    yield rig
-    rig.close()
 
 
 @pytest.fixture

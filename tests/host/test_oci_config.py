@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ import pytest
 from tests.host.oci_rig import Config, Oci
 
 pytestmark = pytest.mark.needs("root", "cgroup")
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Oci]:
-    rig = Oci(tmp_path)
-    yield rig
-    rig.close()
 
 
 def mount(destination: str, kind: str, source: str, *options: str) -> Any:

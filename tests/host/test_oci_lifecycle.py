@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from tests.host.oci_rig import Config, Oci, hook
 
 pytestmark = pytest.mark.needs("root", "cgroup")
 CREATE_HOOKS = ("prestart", "createRuntime", "createContainer")
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Oci]:
-    rig = Oci(tmp_path)
-    yield rig
-    rig.close()
 
 
 def test_state_has_what_it_must_have(oci: Oci) -> None:

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ from tests.host.oci_rig import Config, Oci
 
 pytestmark = [pytest.mark.needs("root", "cgroup"), pytest.mark.long]
 IDS = [{"containerID": 0, "hostID": 300000, "size": 65536}]
-
-
-@pytest.fixture
-def oci(tmp_path: Path) -> Iterator[Oci]:
-    rig = Oci(tmp_path)
-    yield rig
-    rig.close()
 
 
 def spaces_of(pid: int | str) -> dict[str, str]:
