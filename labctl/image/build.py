@@ -56,9 +56,14 @@ def build(store: Store, options: BuildOptions, emit: Emit = silent, *, runner: R
     """
     path = _containerfile(options)
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read it: {error}", where=Where(str(path))) from error
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read it: {error.strerror}", where=Where(str(path))) from error
+    # Names in old comments are often Latin-1; what is no UTF-8 ends as this sign with Docker, too.
+    text = raw.decode(errors="replace")
+    if "\ufffd" in text:
+        line = 1 + text[: text.index("\ufffd")].count("\n")
+        emit(Note("", f"{path}:{line}: what is not UTF-8 is read as \ufffd", "warning"))
     for tag in options.tags:
         refs.parse(tag)
     store.sweep()
@@ -146,7 +151,7 @@ class _Builder:
     def _global_arg(self, step: Instruction) -> None:
         try:
             for word in split(step.rest, step.escape):
-                name, equals, raw = word.partition("=")
+                name, equals, raw = _arg_of(step, word)
                 self.used_args.add(name)
                 known = {**self.platform_args, **self.global_args}
                 if name in self.options.build_args:
@@ -196,7 +201,7 @@ class _Builder:
         below = self.find_stage(name, text.index)
         triggers: tuple[str, ...] = ()
         if name == "scratch":
-            stage = Stage.on(text, None, self.arch)
+            stage = Stage.on(text, None, self._arch_of(head))
         elif below is not None:
             base = self.stage(below)
             triggers = base.config.onbuild
@@ -217,14 +222,19 @@ class _Builder:
     def _base(self, name: str, head: Instruction) -> Image:
         if not name:
             raise head.wrong("the image's name is empty", "an ARG before FROM gives it a value")
-        platform = head.flags.get("platform", "")
-        if platform:
-            platform = expand(platform, {**self.platform_args, **self.global_args}, head.escape)
-        arch = oci_arch(platform.split("/")[1] if "/" in platform else platform) if platform else self.arch
         try:
-            return self.store.ensure(name, self.emit, arch=arch)
+            return self.store.ensure(name, self.emit, arch=self._arch_of(head))
         except LabError as error:
             raise type(error)(error.message, hint=error.hint, where=head.where) from error
+
+    def _arch_of(self, head: Instruction) -> str:
+        """What --platform of a FROM asks for, else what the whole build is for."""
+        platform = head.flags.get("platform", "")
+        try:
+            platform = expand(platform, {**self.platform_args, **self.global_args}, head.escape)
+        except BadWord as error:
+            raise head.wrong(str(error)) from None
+        return oci_arch(platform.split("/")[1] if "/" in platform else platform) if platform else self.arch
 
     def _note(self, text: StageText, number: int, total: int, step: Instruction) -> None:
         name = f"{text.name} " if text.name else (f"stage {text.index} " if len(self.texts) > 1 else "")
@@ -257,7 +267,7 @@ class _Builder:
     def _arg(self, stage: Stage, step: Instruction) -> None:
         try:
             for word in split(step.rest, step.escape):
-                name, equals, raw = word.partition("=")
+                name, equals, raw = _arg_of(step, word)
                 self.used_args.add(name)
                 value = expand(raw, stage.values, step.escape) if equals else None
                 if value is None:
@@ -316,6 +326,8 @@ class _Builder:
         self.layer(stage, step, key, work)
 
     def _argv(self, stage: Stage, step: Instruction) -> tuple[tuple[str, ...], str]:
+        if step.words == ():
+            raise step.wrong("needs a command")
         if not step.heredocs:
             return command(stage, step), ""
         first = step.heredocs[0]
@@ -381,6 +393,13 @@ class _Builder:
             )
         if problem := json.loads(done.stdout).get("error"):
             raise step.wrong(problem)
+
+
+def _arg_of(step: Instruction, word: str) -> tuple[str, str, str]:
+    name, equals, raw = word.partition("=")
+    if not name:
+        raise step.wrong(f"{word} has no name", "as in ARG name or ARG name=value")
+    return name, equals, raw
 
 
 class _Lines:

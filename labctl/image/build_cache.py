@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labctl.image.build_child import copied_attribute
 from labctl.image.ignore import Ignore
 from labctl.image.model import Layer
 from labctl.records import dataclass
@@ -71,18 +72,36 @@ def key_of(*parts: object) -> str:
 
 
 def content(root: Path, paths: Iterable[str], ignore: Ignore) -> str:
-    """A digest of the files below these paths: names, kinds, modes and contents, but not their times."""
+    """A digest of the files below these paths: names, kinds, modes, attributes, contents and which of them
+    are one file (hard links), but not their times.
+    """
     hasher = hashlib.sha256()
+    seen: dict[tuple[int, int], str] = {}
     for path in sorted(paths):
         for name, full in _files(root, path, ignore):
             status = os.lstat(full)
             hasher.update(repr((name, status.st_mode)).encode("utf-8", "surrogateescape"))
             if os.path.islink(full):  # noqa: PTH114
                 hasher.update(os.fsencode(os.readlink(full)))  # noqa: PTH115
-            elif os.path.isfile(full):  # noqa: PTH113
+                continue
+            if attributes := _attributes(full):
+                hasher.update(repr(attributes).encode("utf-8", "surrogateescape"))
+            if os.path.isfile(full):  # noqa: PTH113
+                first = seen.setdefault((status.st_dev, status.st_ino), name)
+                if first != name:
+                    hasher.update(repr(("link", first)).encode("utf-8", "surrogateescape"))
                 with open(full, "rb") as file:  # noqa: PTH123
                     hasher.update(hashlib.file_digest(file, "sha256").digest())
     return hasher.hexdigest()
+
+
+def _attributes(path: str) -> list[tuple[str, bytes]]:
+    """The extended attributes that COPY takes along."""
+    try:
+        names = sorted(filter(copied_attribute, os.listxattr(path)))
+    except OSError:  # a file system without, or a socket
+        return []
+    return [(name, os.getxattr(path, name)) for name in names]
 
 
 def _files(root: Path, path: str, ignore: Ignore) -> Iterator[tuple[str, str]]:

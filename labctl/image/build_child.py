@@ -24,7 +24,13 @@ from labctl.runtime.errors import ContainerError
 from labctl.runtime.users import look_up
 
 _CHUNK = 1 << 20
-_CAPABILITIES = "security.capability"
+
+
+def copied_attribute(name: str) -> bool:
+    """Whether COPY takes an extended attribute along; overlayfs' own mean nothing elsewhere."""
+    return name == "security.capability" or (
+        name.startswith("user.") and not name.startswith("user.overlay.")
+    )
 
 
 class Refused(Exception):
@@ -122,7 +128,7 @@ class Copier:
         os.fchmod(write, mode if self.mode is None else self.mode)
         for key in os.listxattr(read):
             # After the owner: a new one takes a program's capabilities away.
-            if (key.startswith("user.") and not key.startswith("user.overlay.")) or key == _CAPABILITIES:
+            if copied_attribute(key):
                 os.setxattr(write, key, os.getxattr(read, key))
         when = status.st_mtime_ns if self.time is None else self.time * 10**9
         os.utime(write, ns=(when, when))

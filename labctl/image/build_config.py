@@ -50,23 +50,34 @@ def maintainer(stage: Stage, step: Instruction) -> None:
 
 
 def user(stage: Stage, step: Instruction) -> None:
-    """USER."""
-    name = stage.word(step, step.rest)
-    if not name or any(char.isspace() for char in name):
-        raise step.wrong(f"{step.rest} is no user")
-    stage.change(user=name)
+    """USER: whoever that is, a RUN will tell; a name that is empty is root again (both as Docker has it)."""
+    stage.change(user=stage.word(step, step.rest))
 
 
 def expose(stage: Stage, step: Instruction) -> None:
-    """EXPOSE: ports and ranges, tcp unless said otherwise."""
+    """EXPOSE: ports and ranges, tcp unless said otherwise; a port of the host before them means nothing."""
     ports = set(stage.config.exposed_ports)
-    for word in stage.words(step):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?(?:/(tcp|udp|sctp))?", word, re.IGNORECASE)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not match or not 0 < first <= last <= 65535:
+    # A variable may hold several ports (docker's dispatchers expand this one instruction to words).
+    for word in " ".join(stage.words(step)).split():
+        match = _PORTS.fullmatch(word)
+        first, last = _range(match[2]) if match else (1, 0)
+        outer = _range(match[1]) if match and match[1] else (first, first)
+        fits = outer[0] == outer[1] or first == last or outer[1] - outer[0] == last - first
+        if not match or not 0 < first <= last <= 65535 or not fits:
             raise step.wrong(f"{word} is no port", "as in 80, 53/udp or 8000-8010")
         ports.update(f"{port}/{(match[3] or 'tcp').lower()}" for port in range(first, last + 1))
     stage.change(exposed_ports=tuple(sorted(ports)))
+
+
+# [[address:]host ports:]ports[/protocol], as go-connections' nat.ParsePortSpec reads it.
+_PORTS = re.compile(
+    r"(?:(?:(?:[0-9.]*|\[[0-9a-f:]+\]):)?(\d+(?:-\d+)?)?:)?(\d+(?:-\d+)?)(?:/(tcp|udp|sctp))?", re.IGNORECASE
+)
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
 
 
 def volume(stage: Stage, step: Instruction) -> None:
@@ -95,19 +106,24 @@ def shell(stage: Stage, step: Instruction) -> None:
 
 
 def command(stage: Stage, step: Instruction) -> tuple[str, ...]:
-    """The words of CMD and ENTRYPOINT: as they are, or for the shell."""
+    """The words of RUN, CMD and ENTRYPOINT: as they are, or for the shell."""
     return step.words if step.words is not None else (*stage.shell, step.rest)
 
 
 def cmd(stage: Stage, step: Instruction) -> None:
-    """CMD."""
-    stage.cmd_set = True
-    stage.change(cmd=command(stage, step))
+    """CMD; a bare one is the shell alone, as Docker has it."""
+    words = command(stage, step) if step.rest else stage.shell
+    stage.cmd_set = stage.cmd_set or bool(step.rest and words)
+    stage.change(cmd=words)
 
 
 def entrypoint(stage: Stage, step: Instruction) -> None:
-    """ENTRYPOINT: an argument list that came with the base image belongs to another entry point."""
-    stage.change(entrypoint=command(stage, step), cmd=stage.config.cmd if stage.cmd_set else ())
+    """ENTRYPOINT: an argument list that came with the base image belongs to another entry point.
+
+    A bare one takes the base's away.
+    """
+    words = command(stage, step) if step.rest else ()
+    stage.change(entrypoint=words, cmd=stage.config.cmd if stage.cmd_set else ())
 
 
 def onbuild(stage: Stage, step: Instruction) -> None:
@@ -124,12 +140,21 @@ _TIMES = {
     "start-period": "StartPeriod",
     "start-interval": "StartInterval",
 }
-_UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_UNITS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "μs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
 
 
 def healthcheck(stage: Stage, step: Instruction) -> None:
     """HEALTHCHECK NONE, or HEALTHCHECK [options] CMD …; times in nanoseconds, as the format has them."""
-    kind, _, rest = step.rest.partition(" ")
+    kind, rest = [*step.rest.split(None, 1), ""][:2]
     if kind.upper() == "NONE":
         if rest.strip():
             raise step.wrong("NONE stands alone")
@@ -138,6 +163,8 @@ def healthcheck(stage: Stage, step: Instruction) -> None:
     if kind.upper() != "CMD" or not rest.strip():
         raise step.wrong("needs CMD and a command, or NONE")
     inner = instruction(f"CMD {rest.strip()}", step.line, step.file, step.escape)
+    if inner.words == ():
+        raise step.wrong("needs a command behind CMD")
     test = ["CMD", *inner.words] if inner.words is not None else ["CMD-SHELL", rest.strip()]
     check: dict[str, Any] = {"Test": test}
     for flag, name in _TIMES.items():
@@ -151,10 +178,15 @@ def healthcheck(stage: Stage, step: Instruction) -> None:
 
 
 def _duration(step: Instruction, text: str) -> int:
-    parts = re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    """In ns.  As Go's time.ParseDuration: 30s, 1.5h, 1m30s, +5s, 0."""
+    plain = text.removeprefix("+")
+    parts = re.findall(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)", plain)
+    if plain not in ("", "0") and "".join(number + unit for number, unit in parts) != plain:
         raise step.wrong(f"{text} is no time", "as in 30s or 1m30s")
-    return int(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    found = int(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    if 0 < found < 10**6:
+        raise step.wrong(f"{text} is less than 1ms")
+    return found
 
 
 CONFIG_STEPS: dict[str, Callable[[Stage, Instruction], None]] = {

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import field
 
 from labctl.errors import UsageError, Where
+from labctl.image.expand import BadWord, split
 from labctl.records import dataclass
 
 KNOWN = frozenset(
@@ -45,7 +46,10 @@ _WITH_FLAGS = {
     "HEALTHCHECK": {"interval", "timeout", "start-period", "start-interval", "retries"},
 }
 _DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*?)\s*$")
-_HEREDOC = re.compile(r"<<(-?)\s*(?:'([^'\s]+)'|\"([^\"\s]+)\"|([A-Za-z0-9_.-]+))")
+# Behind a word's beginning: "1<<2" in a shell's arithmetic and what stands in quotes are no here-documents.
+_HEREDOC = re.compile(r"\d*<<(-?)(?:'([^'\s]+)'|\"([^\"\s]+)\"|([A-Za-z0-9_.-]+))")
+#: What Docker's classic builder takes without anything behind it.
+_MAY_BE_BARE = frozenset({"CMD", "ENTRYPOINT"})
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def parse(text: str, file: str) -> list[Instruction]:
         name = logical.split(None, 1)[0].upper()
         heredocs: tuple[Heredoc, ...] = ()
         if name in _WITH_HEREDOCS and "<<" in logical and not _is_json(logical):
-            heredocs, at = _heredocs(lines, at, logical, file, number)
+            heredocs, at = _heredocs(lines, at, logical, file, number, escape)
         found.append(instruction(logical, number, file, escape, heredocs))
     if not found:
         raise UsageError("there is no instruction in it", where=Where(file))
@@ -130,7 +134,7 @@ def instruction(
     if name not in KNOWN:
         raise UsageError(f"unknown instruction {word[:40]}", where=where, hint=_near(name))
     rest, flags = _flags(name, rest, where)
-    if not rest and not heredocs:
+    if not rest and name not in _MAY_BE_BARE:
         raise UsageError(f"{name} needs something behind it", where=where)
     return Instruction(name, rest, line, file, flags, _json_words(name, rest, where), heredocs, escape)
 
@@ -174,12 +178,10 @@ def _logical(lines: list[str], at: int, escape: str) -> tuple[str, int]:
 
 
 def _heredocs(
-    lines: list[str], at: int, logical: str, file: str, number: int
+    lines: list[str], at: int, logical: str, file: str, number: int, escape: str
 ) -> tuple[tuple[Heredoc, ...], int]:
     found = []
-    for match in _HEREDOC.finditer(logical):
-        if match.start() and logical[match.start() - 1] == "<":
-            continue  # <<< is a shell's own
+    for match in _heredoc_words(logical, escape):
         word = match[2] or match[3] or match[4]
         strip = bool(match[1])
         body = []
@@ -195,21 +197,40 @@ def _heredocs(
     return tuple(found), at
 
 
+def _heredoc_words(logical: str, escape: str) -> list[re.Match[str]]:
+    try:
+        words = split(logical, escape)
+    except BadWord:
+        return []  # an open quote: the shell's business
+    return [match for word in words if (match := _HEREDOC.match(word))]
+
+
 def _flags(name: str, rest: str, where: Where) -> tuple[str, dict[str, str]]:
     flags: dict[str, str] = {}
     known = _WITH_FLAGS.get(name, set())
-    while known and (match := re.match(r"--([a-z-]+)(?:=(\S*))?(?:\s+|$)", rest)):
-        if match[1] not in known:
-            hint = f"known here: {', '.join('--' + flag for flag in sorted(known))}"
-            raise UsageError(f"{name} knows no flag --{match[1]}", where=where, hint=hint)
-        if match[1] in flags and match[1] != "mount":
-            raise UsageError(f"{name} has --{match[1]} twice", where=where)
-        if match[2] is None and match[1] != "link":
-            raise UsageError(f"{name} --{match[1]} needs a value", where=where)
-        # --mount may come again and again; its values are kept a line each.
-        flags[match[1]] = f"{flags[match[1]]}\n{match[2]}" if match[1] in flags else match[2] or ""
+    while known and (match := _FLAG.match(rest)):
         rest = rest[match.end() :]
+        if match[0].strip() == "--":
+            break
+        flag, value = match[1], None if match[2] is None else _unquoted(match[2])
+        if flag not in known:
+            hint = f"known here: {', '.join('--' + flag for flag in sorted(known))}"
+            raise UsageError(f"{name} knows no flag --{flag}", where=where, hint=hint)
+        if flag in flags and flag != "mount":
+            raise UsageError(f"{name} has --{flag} twice", where=where)
+        if value is None and flag != "link":
+            raise UsageError(f"{name} --{flag} needs a value", where=where)
+        # --mount may come again and again; its values are kept a line each.
+        flags[flag] = f"{flags[flag]}\n{value}" if flag in flags else value or ""
     return rest, flags
+
+
+# "--" alone ends the flags; quotes in a value may hold white space.
+_FLAG = re.compile(r"""--(?:([A-Za-z-]+)(?:=((?:[^\s'"]|'[^']*'|"[^"]*")*))?)?(?:\s+|$)""")
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r"""'([^']*)'|"([^"]*)\"""", lambda match: match[1] or match[2] or "", text)
 
 
 def _is_json(logical: str) -> bool:
@@ -228,4 +249,5 @@ def _json_words(name: str, rest: str, where: Where) -> tuple[str, ...] | None:
         return None
     if not all(isinstance(word, str) for word in words):
         raise UsageError(f"{name}: the words of the JSON form must be in double quotes", where=where)
-    return tuple(words)
+    # Half of a pair of surrogates ("\\ud800") is no character, and becomes what Go's JSON makes of it.
+    return tuple(word.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for word in words)

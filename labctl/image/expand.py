@@ -129,7 +129,7 @@ class _Expander:
         self.at += 1
         if self.text[self.at : self.at + 1] == "{":
             return self._braced()
-        match = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9@*#?$!-]").match(self.text, self.at)
+        match = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-]").match(self.text, self.at)
         if not match:
             return "$"
         self.at = match.end()

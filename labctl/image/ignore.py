@@ -18,7 +18,8 @@ class Ignore:
     def __init__(self, lines: list[str], file: str = ".dockerignore") -> None:
         self.lines = list(lines)
         self.rules: list[tuple[bool, re.Pattern[str]]] = []
-        for number, line in enumerate(lines, 1):
+        for number, raw in enumerate(lines, 1):
+            line = raw.removeprefix("\ufeff") if number == 1 else raw
             text = line.strip()
             if not text or line.startswith("#"):
                 continue
@@ -83,7 +84,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
             end = pattern.find("]", at + 2)
             if end < 0:
                 raise re.error("a [ is not closed")
-            inner = pattern[at + 1 : end].replace("\\", "\\\\")
+            # As in Go, \ takes the next character for itself; what only Python's classes know means nothing.
+            inner = re.sub(r"\\(.)|([\[&|~])", r"\\\1\2", pattern[at + 1 : end])
             out += f"[{inner}]"
             at = end
         elif char == "\\" and at + 1 < len(pattern):

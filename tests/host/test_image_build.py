@@ -118,6 +118,9 @@ def test_failures_name_the_place(store: Store, context: Path) -> None:
         ("FROM micro\nSTOPSIGNAL nope\n", "no signal"), ("FROM micro\nADD x\n", "at least one source"),
         ("FROM micro\nENV a=${x\n", "bad way"), ("FROM micro\nRUN [\"/nosuch\"]\n", "127"),
         ("FROM micro\nCMD [\"a\", 1]\n", "double quotes"), ("FROM micro\nHEALTHCHECK NONE x\n", "stands alone"),
+        ("FROM micro\nEXPOSE 1-3:1-2\n", "no port"), ("FROM micro\nARG =x\n", "has no name"), ("FROM micro\nRUN []\n", "needs a command"),
+        ("FROM micro\nHEALTHCHECK CMD []\n", "needs a command"), ("FROM micro\nHEALTHCHECK --timeout=5us CMD x\n", "less than 1ms"),
+        ("FROM micro\nUSER a b\nRUN id\n", "unable to find user"), ("FROM micro\nEXPOSE\n", "needs something"),
     ]:  # fmt: skip
         with pytest.raises(LabError) as failed:
             make(store, context, text)
@@ -313,6 +316,68 @@ def test_cache(store: Store, context: Path) -> None:
     assert proxied.image.layers[1] == third.image.layers[1]
     assert make(store, context, text, build_args={"x": "2"}).image.layers[1] != first.image.layers[1]
     assert make(store, context, text, no_cache=True).image.layers[1] != first.image.layers[1]
+
+
+def test_cache_sees_attributes_and_hard_links(store: Store, context: Path) -> None:
+    (context / "d").mkdir()
+    (context / "d/a").write_text("same")
+    os.link(context / "d/a", context / "d/b")
+    text = "FROM micro\nCOPY d /d\n"
+
+    def look() -> tuple[str, bool]:
+        tree = store.rootfs(make(store, context, text).image)[-1] / "d"
+        value = os.getxattr(tree / "a", "user.k").decode() if os.listxattr(tree / "a") else ""
+        return value, (tree / "a").samefile(tree / "b")
+
+    assert look() == ("", True)
+    (context / "d/b").unlink()
+    (context / "d/b").write_text("same")
+    assert look() == ("", False)
+    os.setxattr(context / "d/a", "user.k", b"1")
+    assert look() == ("1", False)
+    os.setxattr(context / "d/a", "user.k", b"2")
+    assert look() == ("2", False)
+    assert any("from the cache" in line for line in make(store, context, text).said)
+
+
+# What each line leaves in the configuration, as Docker 20.10's own builder has it.
+LENIENT = {
+    "EXPOSE 8080:80 127.0.0.1:90:91/udp [::1]:1:2 8000-8002:70 1-2:3-4": (
+        "exposed_ports", ("2/tcp", "3/tcp", "4/tcp", "70/tcp", "80/tcp", "91/udp")),
+    'ENV p="80 443/TCP"\nEXPOSE $p': ("exposed_ports", ("443/tcp", "80/tcp")),
+    "EXPOSE 0000080": ("exposed_ports", ("80/tcp",)),
+    "CMD": ("cmd", ("/bin/sh", "-c")),
+    "CMD x\nENTRYPOINT": ("cmd", ("/bin/sh", "-c", "x")),
+    "ENTRYPOINT x\nENTRYPOINT": ("entrypoint", ()),
+    "CMD []\nENTRYPOINT [ \"a\" , \"b\" ]": ("entrypoint", ("a", "b")),
+    "USER a b": ("user", "a b"),
+    "USER x\nUSER $nothing": ("user", ""),
+    "STOPSIGNAL RTMIN+3": ("stop_signal", "RTMIN+3"),
+    "stopsignal 9": ("stop_signal", "9"),
+    "WORKDIR /a b": ("working_dir", "/a b"),
+    "VOLUME /a [b]": ("volumes", ("/a", "[b]")),
+    'VOLUME [ "/a" , "/b c" ]': ("volumes", ("/a", "/b c")),
+    "HEALTHCHECK\t--interval='90s' --retries=0\\\n # c\n  --start-period=1.5m\tCMD\tx  y": (
+        "healthcheck", {"Test": ["CMD-SHELL", "x  y"], "Interval": 9 * 10**10, "StartPeriod": 9 * 10**10, "Retries": 0}),
+    'HEALTHCHECK CMD [ "a" ]\nhealthcheck none': ("healthcheck", {"Test": ["NONE"]}),
+    'SHELL ["a","b"]\nCMD c': ("cmd", ("a", "b", "c")),
+    "LABEL a=1 'b c'=\\\n#x\n\n\"2 3\" $nothing'd'=e\nLABEL f g h": ("labels", {"a": "1", "b c": "2 3", "d": "e", "f": "g h"}),
+    "ARG a=1 b=${a}2\nLABEL x=${b:-y}${c:-y}${b:+z}\\$x": ("labels", {"x": "12yz$x"}),
+    "MAINTAINER  A B <c@d>": ("author", "A B <c@d>"),
+    "onbuild run true\nONBUILD CMD": ("onbuild", ("run true", "CMD")),
+}  # fmt: skip
+
+
+def test_what_docker_takes(store: Store, context: Path) -> None:
+    for text, (field, wanted) in LENIENT.items():
+        config = make(store, context, f"FROM scratch\n{text}\n").image.config
+        assert getattr(config, field) == wanted, text
+    on_arm = make(store, context, "ARG A=arm64\nFROM --platform=linux/$A scratch\nCMD\n")
+    assert on_arm.image.architecture == "arm64"
+    (context / "Containerfile").write_bytes(b"# \xe9\nFROM scratch\nLABEL a=\xe9\n")
+    said: list[Event] = []
+    read = build(store, BuildOptions(str(context), tags=("test/image",)), said.append)
+    assert read.config.labels == {"a": "\ufffd"} and "Containerfile:1" in str(said)
 
 
 def test_reproducible(store: Store, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,10 +47,47 @@ def test_heredocs() -> None:
     assert steps[3].heredocs == ()
 
 
+def test_what_only_looks_like_a_heredoc() -> None:
+    for line in (
+        "echo $((1<<2))",
+        "echo $((1 << 2))",
+        'echo "<<EOF"',
+        "grep '<<X' f",
+        "cat <<<word",
+        "echo it's <<x",
+    ):
+        (step,) = parse(f"FROM x\nRUN {line}\n", "F")[1:]
+        assert (step.rest, step.heredocs) == (line, ()), line
+    (step,) = parse("FROM x\nRUN cat 3<<A <<-'B' >f; x\n1\nA\n\t2\n\tB\n", "F")[1:]
+    assert [document.text for document in step.heredocs] == ["1\n", "2\n"]
+
+
+def test_odd_lines() -> None:
+    """Each as Docker's parser takes it."""
+    text = (
+        "\ufeff# syntax=docker/dockerfile:1\n#escape = `\nfrom\tx `\n# between\n  as b\nEntryPoint\nCMD\n"
+        'RUN [ "a" , `\n "b" ]\nCMD ["a"] b\nCMD []\nCMD ["\\ud800"]\nenv a=1 `\n\n#c\n b=2\nRUN x `'
+    )
+    steps = [(step.name, step.rest, step.words) for step in parse(text, "F")]
+    assert steps == [
+        ("FROM", "x   as b", None),
+        ("ENTRYPOINT", "", None),
+        ("CMD", "", None),
+        ("RUN", '[ "a" ,  "b" ]', ("a", "b")),
+        ("CMD", '["a"] b', None),
+        ("CMD", "[]", ()),
+        ("CMD", '["\\ud800"]', ("\ufffd",)),
+        ("ENV", "a=1  b=2", None),
+        ("RUN", "x", None),
+    ]
+
+
 def test_flags() -> None:
     step = parse("FROM x\nCOPY --from=b --chown=1:2 --chmod=644 a b\n", "F")[1]
     assert step.flags == {"from": "b", "chown": "1:2", "chmod": "644"} and step.rest == "a b"
     assert parse("FROM x\nCMD --x y\n", "F")[1].rest == "--x y"
+    step = parse("FROM x\nCOPY --chown='a b' --from=\"x\" -- --odd b\n", "F")[1]
+    assert step.flags == {"from": "x", "chown": "a b"} and step.rest == "--odd b"
 
 
 @pytest.mark.parametrize(
@@ -80,6 +117,7 @@ def test_mistakes_have_a_place(text: str, line: int, words: str) -> None:
         ("'$foo'", "$foo"), ('"$foo"', "bar"), ("\"a'$foo'\"", "a'bar'"), (r'"\"$foo\""', '"bar"'), ("$", "$"),
         ("${path#*/}", "b/c"), ("${path##*/}", "c"), ("${path%/*}", "a/b"), ("${path%%/*}", "a"),
         ("${path/\\//-}", "a-b/c"), ("${path//\\//-}", "a-b-c"), ("a\\b", "ab"), ("$foo$foo", "barbar"),
+        ("a$10b$$c", "abc"), ("${foo:+${none:-in}}", "in"), ('${none:-"q u"}', "q u"), ("\\$x$", "$x$"),
     ],
 )  # fmt: skip
 def test_expand(text: str, result: str) -> None:
@@ -111,7 +149,21 @@ def test_parse_never_fails_otherwise(text: str) -> None:
         parse("FROM x\n" + text, "F")
 
 
+def test_classes_of_characters_are_those_of_go() -> None:
+    for pattern, hits, misses in (
+        ("arr[[]0].txt", ["arr[0].txt"], ["arr0].txt"]),
+        ("[^a-c]x", ["dx", "^x"], ["ax", "x"]),
+        ("[!a]", ["!", "a"], ["b"]),
+        (r"[\]\-]", ["]", "-"], ["\\"]),
+        ("[a&&b]", ["&", "a"], ["c"]),
+    ):
+        ignore = Ignore([pattern])
+        assert [name for name in hits if not ignore(name)] == [], pattern
+        assert [name for name in misses if ignore(name)] == [], pattern
+
+
 def test_ignore() -> None:
+    assert Ignore(["\ufeffa", " b ", " # c", "!./x/../b"])("a")
     ignore = Ignore(["# c", "*/temp*", "*/*/deep", "temp?", "**/*.pyc", "docs", "!docs/README*", "/top", ""])
     out = [
         "a/temp",
