@@ -63,6 +63,15 @@ def _clean(pattern: str) -> str:
     return "/".join(parts)
 
 
+_CLASS = re.compile(r"\[(\^?(?:\\.|[^\\])(?:\\.|[^\]\\])*)\]", re.DOTALL)
+
+_ODD = re.compile(r"\\(.)|([\[&|~])", re.DOTALL)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return re.escape(match[1] or match[2])
+
+
 def compiled(pattern: str) -> re.Pattern[str]:
     """A pattern of filepath.Match (with **) as a regular expression."""
     out, at = "", 0
@@ -81,13 +90,12 @@ def compiled(pattern: str) -> re.Pattern[str]:
         elif char == "?":
             out += "[^/]"
         elif char == "[":
-            end = pattern.find("]", at + 2)
-            if end < 0:
+            match = _CLASS.match(pattern, at)
+            if not match:
                 raise re.error("a [ is not closed")
             # As in Go, \ takes the next character for itself; what only Python's classes know means nothing.
-            inner = re.sub(r"\\(.)|([\[&|~])", r"\\\1\2", pattern[at + 1 : end])
-            out += f"[{inner}]"
-            at = end
+            out += f"[{_ODD.sub(_escaped, match[1])}]"
+            at = match.end() - 1
         elif char == "\\" and at + 1 < len(pattern):
             at += 1
             out += re.escape(pattern[at])
