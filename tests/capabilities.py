@@ -153,6 +153,13 @@ def _cgroup() -> str:
     return ""
 
 
+@probe("cgroup-bpf")
+def _cgroup_bpf() -> str:
+    from labctl.linux import oneaddress
+
+    return oneaddress.lacking()
+
+
 @probe("cgroup-v1")
 def _cgroup_v1() -> str:
     return "" if Path("/sys/fs/cgroup/memory/cgroup.procs").exists() else "no hierarchy of memory's own"

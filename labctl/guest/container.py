@@ -122,6 +122,19 @@ class ContainerMachine:
         """See `Executes.run`."""
         return collect(self.exec, argv, input, env=env, cwd=cwd, user=user, timeout=timeout)
 
+    def leaves_root(self) -> bool:
+        """Whether a process of its root gets out of its / by chroot(2), tried without touching any file.
+
+        Raises LabError when it can't be tried.
+        """
+        from labctl.runtime.errors import ContainerError
+        from labctl.runtime.wayout import leaves_root
+
+        try:
+            return leaves_root(self._client.root, self.id)
+        except (ContainerError, OSError) as error:
+            raise self._error(error) from error
+
     def copy_in(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_in`."""
         return copying.copy_in(_ContainerTree(self), src, dest, stream, self.node)

@@ -8,7 +8,7 @@ can no longer be loaded from anywhere (CVE-2019-14271: `docker cp` loaded librar
 """
 
 # Descriptors and bare paths here: pathlib would look again at every step.
-# ruff: noqa: PTH114, PTH116, PTH118, PTH123, PTH208
+# ruff: noqa: PTH114, PTH121, PTH116, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -370,12 +370,19 @@ def _no_names() -> None:
 def enter(pidfd: int) -> None:
     """Go into the user and mount namespaces of a process and become its root.  Raises OSError.
 
-    Needs Linux 5.8 (setns(2) with a pidfd).  From here on no module can be imported.
+    A process in our own mount namespace has but a root of its own: that is taken.  Needs Linux 5.8
+    (setns(2) with a pidfd).  From here on no module can be imported.
     """
     from labctl.linux import syscalls
 
     sys.path[:] = []
     sys.meta_path[:] = []
+    root = _bare_root(pidfd)
+    if root >= 0:
+        os.fchdir(root)
+        os.chroot(".")
+        os.close(root)
+        return
     try:
         syscalls.setns(pidfd, syscalls.CLONE_NEWUSER, "user namespace")
         foreign = True
@@ -389,6 +396,23 @@ def enter(pidfd: int) -> None:
         os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
+
+
+def _bare_root(pidfd: int) -> int:
+    """A descriptor of the root of a process that shares our mount namespace, else -1.  Raises OSError.
+
+    The pidfd is asked last: as long as it names a living process, its number was that one's.
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        pid = next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+    if pid <= 0 or not os.path.samefile(f"/proc/{pid}/ns/mnt", "/proc/self/ns/mnt"):
+        return -1
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        if f"Pid:\t{pid}\n" not in file.read():
+            os.close(root)
+            raise ProcessLookupError(3, f"process {pid} has ended")
+    return root
 
 
 def main(words: list[str]) -> int:

@@ -42,6 +42,11 @@ class Programs:
     digest: str
 
 
+def place(cache: Path, debian: str) -> Path:
+    """Where the programs for a Debian architecture are, or will be."""
+    return cache / "boot" / "programs" / debian / "tree"
+
+
 def programs(cache: Path, debian: str, emit: Emit = silent) -> Programs:
     """labctl's programs for a Debian architecture (amd64, arm64…), from the cache or from packages.
 

@@ -36,6 +36,8 @@ class Column:
     reason: str = ""  # why it was not observed
     remedy: str = ""
     image: str = ""
+    isolation: str = ""  # of a container
+    leaves_root: bool | None = None  # whether root in it gets out of its / by chroot(2); None: not tried
     memory_given: int = 0  # bytes, 0: no limit
     cpus_given: float = 0.0  # 0: no limit
     start_seconds: float | None = None

@@ -83,6 +83,21 @@ def _tier(column: Column, _all: Columns) -> Cell:
     return Cell(column.tier if named else _marked(column, column.tier), column.tier)
 
 
+def _isolation_kind(column: Column, _all: Columns) -> Cell:
+    return Cell(column.isolation, column.isolation or None)
+
+
+def _way_out(column: Column, _seen: Observation, all_: Columns) -> Cell:
+    """What its processes can reach of the file system that it was put into."""
+    if column.is_host or column.machine:
+        return Cell("its / is the whole" if column.is_host else "its / is its own disk", None)
+    if column.leaves_root is None:
+        return Cell("not tried")
+    if column.leaves_root:
+        return Cell("yes: chroot(2) and cd .. lead to the host's /", True, "same")
+    return Cell("no: nothing is above its /", False, "own")
+
+
 def _state(column: Column, _all: Columns) -> Cell:
     state = column.state or "running"
     if not column.reason:
@@ -140,8 +155,12 @@ def _cpus_given(column: Column, _all: Columns) -> Cell:
     return Cell(_marked(column, f"was given {given:g}"), raw) if given else Cell()
 
 
-def _processes(column: Column, seen: Observation, _all: Columns) -> Cell:
-    return Cell("not told" if seen.processes is None else str(seen.processes), seen.processes)
+def _processes(column: Column, seen: Observation, all_: Columns) -> Cell:
+    if seen.processes is None:
+        return Cell("not told")
+    shared = not column.is_host and all_.namespace(column, "pid").raw == "same"
+    where = "the host's" if all_.kernel_owner(column).is_host else f"{column.inside}'s"
+    return Cell(f"{seen.processes}, {where} among them" if shared else str(seen.processes), seen.processes)
 
 
 def _hostname(column: Column, seen: Observation, all_: Columns) -> Cell:
@@ -301,6 +320,13 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("image", "Image", _WHAT, "The files that it was made from; the same may run on every tier.", _image),
     Spec(
+        "isolation",
+        "Kept apart as",
+        _WHAT,
+        "What a container is made with, by the name of what first did it so.",
+        _isolation_kind,
+    ),
+    Spec(
         "os",
         "System",
         _WHAT,
@@ -359,6 +385,14 @@ SPECS: tuple[Spec, ...] = (
     Spec("mounts", "Mounts", _SEES, "File systems in its tree, and what / is made of.", _seen(_mounts)),
     Spec("devices", "Devices", _SEES, "Disks and other devices in /dev that it could open.", _seen(_devices)),
     *(_isolation(kind) for kind in NAMESPACES),
+    Spec(
+        "way-out",
+        "Out of its /?",
+        _RIGHTS,
+        "The classic way out of a changed root, tried with the node's rights: change it once more, and go up "
+        "from where one still stands outside.",
+        _seen(_way_out),
+    ),
     Spec(
         "users",
         "Users mapped",

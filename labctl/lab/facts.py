@@ -14,7 +14,7 @@ from labctl.home import Home
 from labctl.image.model import ImageConfig, host_arch
 from labctl.lab.model import Options
 from labctl.profile.models import Node, Profile
-from labctl.profile.types import Devices, Engine, Hypervisor, Tier
+from labctl.profile.types import Devices, Engine, Hypervisor, Isolation, Tier
 from labctl.tiers import is_uml
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
 from labctl.tiers.hosts import crowded, with_hosts
@@ -267,6 +267,23 @@ def hypervisors(
         for image in [found[node.image, arch_of(node, profile)]]
         if image.layers
     }
+
+
+def busybox(
+    profile: Profile, chosen: Mapping[str, Choice], options: Options, emit: Emit, *, build: bool
+) -> str:
+    """labctl's static busybox of this host's architecture, where a container gets its init; "" elsewhere."""
+    if not any(
+        node.isolation is Isolation.LXC and not node.init and not node.inside
+        for node in profile.nodes.values()
+        if chosen[node.name].tier == Tier.CONTAINER and not chosen[node.name].skipped
+    ):
+        return ""
+    from labctl.image.boot_programs import place, programs
+
+    cache = options.home.cache
+    folder = programs(cache, host_arch(), emit).folder if build else place(cache, host_arch())
+    return str(folder / "bin/busybox")
 
 
 def subnets(

@@ -13,6 +13,7 @@ from labctl.network.marks import Found
 from labctl.records import dataclass
 from labctl.runtime import client as containers
 from labctl.runtime.errors import ContainerError
+from labctl.tiers.chroot import mounted_below, unmount_below
 from labctl.tiers.folders import remove_tree
 from labctl.tiers.registry_server import servers
 
@@ -78,6 +79,25 @@ class _Container:
 
 
 @dataclass(frozen=True)
+class _Root:
+    """The root of a chroot node, mounted in the folder of its lab: a mount itself carries no mark."""
+
+    lab: str
+    folder: Path
+    kind: str = "root"
+
+    @property
+    def name(self) -> str:
+        return f"mounts below {self.folder}"
+
+    def remove(self) -> None:
+        try:
+            unmount_below(str(self.folder))
+        except OSError as error:
+            raise LabError(f"cannot unmount what is below {self.folder}: {error}") from error
+
+
+@dataclass(frozen=True)
 class _Network:
     found: Found
 
@@ -129,6 +149,8 @@ def find(home: Home, instance: str) -> Iterator[Marked]:
         yield _Network(thing)
     labs = home.state / "labs"
     for folder in sorted(labs.iterdir()) if labs.is_dir() else ():
+        if any(mounted_below(f"{folder}/roots")):
+            yield _Root(folder.name, folder / "roots")
         yield _Folder(home, folder.name)
 
 

@@ -19,6 +19,7 @@ from labctl.lab.remember import remember
 from labctl.linux import netnode
 from labctl.looks import Owner
 from labctl.profile.models import Profile
+from labctl.profile.types import Isolation, Tier
 from labctl.records import dataclass
 from labctl.resource import executor
 from labctl.resource.ledger import Claim, LabRow, Ledger
@@ -67,12 +68,26 @@ def _known(ledger: Ledger, profile: Profile, options: Options) -> _Lab:
     return _Lab(owner, row, records, tuple(ledger.claims()))
 
 
+# Isolations with which root in a node is the host's root, and what of the host it has.
+_LITTLE = {
+    Isolation.CHROOT: "a chroot has all rights of this host",
+    Isolation.VSERVER: "a vserver has this host's network and users",
+}
+
+
 def refuse_privileged(profile: Profile, options: Options) -> None:
-    """Refuse privileged nodes unless the command line allows them.  Raises UsageError."""
-    names = [node.name for node in profile.nodes.values() if node.privileged]
-    if names and not options.allow_privileged:
+    """Refuse nodes with the host's rights unless the command line allows them.  Raises UsageError."""
+    if options.allow_privileged:
+        return
+    reasons: dict[str, list[str]] = {}
+    for node in profile.nodes.values():
+        if node.privileged:
+            reasons.setdefault("privileged nodes have all rights of this host", []).append(node.name)
+        elif node.tier is Tier.CONTAINER and node.isolation in _LITTLE:
+            reasons.setdefault(_LITTLE[node.isolation], []).append(node.name)
+    if reasons:
         raise UsageError(
-            f"{', '.join(names)}: privileged nodes have all rights of this host",
+            "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items()),
             hint="say --allow-privileged if you trust this profile and its images",
         )
 
@@ -85,6 +100,7 @@ def _plan(
     profile, chosen = facts.choices(profile, options)
     places.refuse_without_daemon(profile, chosen)
     places.refuse_beyond_host(profile, chosen)
+    places.refuse_without_hooks(profile, chosen)
     facts.check_room(profile, chosen)
     lab = _known(ledger, profile, options)
     if build and not lab.row and any(c.tier == "container" and not c.skipped for c in chosen.values()):
@@ -121,6 +137,7 @@ def _plan(
         libvirt_home=home,
         ports=ports,
         snapshot=options.snapshot,
+        busybox=facts.busybox(profile, chosen, options, emit, build=build),
     )
     others = [c.value for c in lab.claims if c.kind == "subnet" and c.lab != lab.owner.lab]
     wanted = addresses.wanted_subnets(profile)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from labctl.errors import HostCannot
 from labctl.profile.models import Profile
-from labctl.profile.types import Tier
+from labctl.profile.types import Isolation, Tier
 from labctl.profile.words import cpus_in
 from labctl.tiers.context import Choice
 from labctl.tiers.hosts import DEFAULT_GUEST as DEFAULT_MEMORY
@@ -33,3 +34,23 @@ def refuse_beyond_host(profile: Profile, chosen: Mapping[str, Choice]) -> None:
         resources.refuse_missing_cpus(node.name, wanted)
         if node.vm.hugepages:
             resources.refuse_without_hugepages(node.name, node.memory or DEFAULT_MEMORY)
+
+
+def refuse_without_hooks(profile: Profile, chosen: Mapping[str, Choice]) -> None:
+    """See that this kernel can keep a vserver to its address.  Raises HostCannot."""
+    names = [
+        node.name
+        for node in profile.nodes.values()
+        if node.tier is Tier.CONTAINER
+        and node.isolation is Isolation.VSERVER
+        and not chosen[node.name].skipped
+    ]
+    if not names:
+        return
+    from labctl.linux import oneaddress
+
+    if why := oneaddress.lacking():
+        raise HostCannot(
+            f"{', '.join(names)}: nothing here would keep a vserver to its address: {why}",
+            hint="boot a kernel with CONFIG_CGROUP_BPF and mount cgroup2, or choose isolation: lxc",
+        )

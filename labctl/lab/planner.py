@@ -15,7 +15,7 @@ from labctl.network.dns import Dns
 from labctl.network.firewall import LabFirewall
 from labctl.network.model import BridgeRule, Listen, PublishedPort
 from labctl.profile.models import Node, Profile
-from labctl.profile.types import Tier
+from labctl.profile.types import Isolation, Tier
 from labctl.records import dataclass
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Claim
@@ -25,6 +25,7 @@ from labctl.tiers.common import skipped_record
 from labctl.tiers.container import LabKeeper
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts, LabFacts, NodeFacts
 from labctl.tiers.folders import LabFolder, VolumeFolder
+from labctl.tiers.isolation import IN_VM_BUSYBOX
 from labctl.tiers.record import NodeRecord
 from labctl.tiers.select import outermost_first
 
@@ -54,6 +55,7 @@ class HostFacts:
     libvirt_home: Home | None = None
     ports: Mapping[tuple[str, int], int] = field(default_factory=dict)  # free host ports, chosen
     snapshot: str = "auto"
+    busybox: str = ""  # labctl's own, for the containers that it gives an init
 
 
 NO_KERNEL = KernelFacts("", "", "", "")  # still to be fetched: a plan shows the node all the same
@@ -118,6 +120,7 @@ def _facts(
         carried=_carried(lab.profile, node, host, arch),
         host_record=host_record,
         hypervisor=host.hypervisors.get(node.name, ""),
+        init_program=IN_VM_BUSYBOX if node.inside else host.busybox,
     )
 
 
@@ -158,13 +161,15 @@ def _shared(lab: LabFacts, addresses: Plan, host: HostFacts) -> list[Resource]:
         run = str(lab.folder / "run")
         found.append(LabKeeper(owner=owner, name="lab", needs=("folder:lab",), run_root=run))
     segments = list(addresses.segments.values())
+    shared = _on_the_host(lab, addresses, host)
     for seg in segments:
         found.append(
             Bridge(
                 owner=owner,
                 name=seg.name,
                 ifname=seg.bridge,
-                addresses=seg.host_addresses,
+                # A /32 each: the host's own address stays the one that it speaks to the nodes with.
+                addresses=(*seg.host_addresses, *(f"{ip}/32" for at, ip in shared if at == seg.name)),
                 mtu=seg.network.mtu,
             )
         )
@@ -176,6 +181,16 @@ def _shared(lab: LabFacts, addresses: Plan, host: HostFacts) -> list[Resource]:
         )
         if listen:
             found.append(_dns(lab, segments, listen, bridges, addresses))
+    return found
+
+
+def _on_the_host(lab: LabFacts, addresses: Plan, host: HostFacts) -> list[tuple[str, str]]:
+    """(network, address) of the nodes that have the host's network: theirs are the host's as well."""
+    found = []
+    for node in lab.profile.nodes.values():
+        choice, place = host.choices[node.name], addresses.places[node.name]
+        if choice.tier == "container" and not choice.skipped and node.isolation is Isolation.VSERVER:
+            found += [(place.networks[0], place.addresses[0])]
     return found
 
 
@@ -214,6 +229,7 @@ def _firewall(
         table=names.table_name(lab.owner),
         bridges=rules,
         ports=tuple(ports),
+        node_addresses=tuple(ip for _, ip in _on_the_host(lab, addresses, host)),
     )
 
 

@@ -126,7 +126,23 @@ def _column(node: _Node, emit: Emit, lab: str) -> Column:
         emit(Note(lab, f"{node.record.name}: {error.message}", "warning"))
         reason, remedy = column.reason or error.message, column.remedy or error.hint
         return replace(column, reason=reason, remedy=remedy, host_memory=_host_memory(node))
-    return replace(column, seen=seen, reason="", remedy="", host_memory=_host_memory(node))
+    leaves = _leaves_root(node.record)
+    column = replace(column, seen=seen, reason="", remedy="", host_memory=_host_memory(node))
+    return replace(column, leaves_root=leaves)
+
+
+def _leaves_root(record: NodeRecord) -> bool | None:
+    """Whether root in a container of this host gets out of its /; None where it can't be tried."""
+    from labctl.guest.container import ContainerMachine
+    from labctl.tiers.machines import machine
+
+    there = machine(record)
+    if not isinstance(there, ContainerMachine):
+        return None
+    try:
+        return there.leaves_root()
+    except LabError:
+        return None  # it has ended since, or may not even try
 
 
 def described(record: NodeRecord, status: NodeStatus) -> Column:
@@ -148,6 +164,7 @@ def described(record: NodeRecord, status: NodeStatus) -> Column:
         reason=reason if reason != status.state else "",
         remedy=remedy,
         image=record.image,
+        isolation=record.isolation if there else "",
         memory_given=record.memory,
         cpus_given=record.cpus,
         start_seconds=status.seconds or None,

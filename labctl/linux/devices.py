@@ -6,11 +6,7 @@ the program gets {u32 access_type; u32 major; u32 minor} and returns 1 to allow)
 
 from __future__ import annotations
 
-import ctypes
-import os
-import struct
-
-from labctl.linux import syscalls as sc
+from labctl.linux import bpf
 from labctl.linux.cgroups import Cgroup, write
 
 TYPE_CHECKING = False
@@ -37,9 +33,7 @@ DEFAULT = (
 
 _ACCESS = {"m": 1, "r": 2, "w": 4}
 _TYPE = {"b": 1, "c": 2}
-_PROG_LOAD, _PROG_ATTACH = 5, 8
 _CGROUP_DEVICE_TYPE, _CGROUP_DEVICE_ATTACH = 15, 6
-_ALLOW_MULTI = 2
 
 
 def rules_of(rows: Sequence[Mapping[str, Any]]) -> list[Rule]:
@@ -62,22 +56,19 @@ def apply(cgroup: Cgroup, rows: Sequence[Mapping[str, Any]]) -> None:
             text = "a" if kind == "a" else f"{kind} {numbers} {access}"
             write(f"{cgroup.v1['devices']}/devices.{'allow' if allow else 'deny'}", text)
     elif cgroup.v2:
-        _attach(cgroup.v2, program(rules))
-
-
-def _insn(code: int, dst: int, src: int, offset: int, constant: int) -> bytes:
-    return struct.pack("=BBhi", code, src << 4 | dst, offset, constant)
+        about = f"device rules of {cgroup.v2}"
+        bpf.attach(cgroup.v2, _CGROUP_DEVICE_TYPE, _CGROUP_DEVICE_ATTACH, program(rules), about)
 
 
 def program(rules: Sequence[Rule]) -> bytes:
     """eBPF that looks at the rules from the last to the first; no match = deny."""
     code = [
-        _insn(0x61, 2, 1, 0, 0),  # r2 = access_type: type in the low half, access in the high
-        _insn(0xBC, 3, 2, 0, 0),  # r3 = r2 (32 bits)
-        _insn(0x54, 2, 0, 0, 0xFFFF),
-        _insn(0x74, 3, 0, 0, 16),
-        _insn(0x61, 4, 1, 4, 0),  # r4 = major
-        _insn(0x61, 5, 1, 8, 0),  # r5 = minor
+        bpf.insn(0x61, 2, 1, 0, 0),  # r2 = access_type: type in the low half, access in the high
+        bpf.insn(0xBC, 3, 2, 0, 0),  # r3 = r2 (32 bits)
+        bpf.insn(0x54, 2, 0, 0, 0xFFFF),
+        bpf.insn(0x74, 3, 0, 0, 16),
+        bpf.insn(0x61, 4, 1, 4, 0),  # r4 = major
+        bpf.insn(0x61, 5, 1, 8, 0),  # r5 = minor
     ]
     for allow, kind, major, minor, access in reversed(rules):
         tests: list[tuple[int, int, int]] = []  # (code, register, constant): jump away unless it holds
@@ -92,31 +83,15 @@ def program(rules: Sequence[Rule]) -> bytes:
         length = len(tests) + (3 if partly else 0) + 2
         body: list[bytes] = []
         for test, register, constant in tests:
-            body.append(_insn(test, register, 0, length - len(body) - 1, constant))
+            body.append(bpf.insn(test, register, 0, length - len(body) - 1, constant))
         if partly:  # any access beyond the rule's: no match
-            body.append(_insn(0xBC, 1, 3, 0, 0))
-            body.append(_insn(0x54, 1, 0, 0, mask))
-            body.append(_insn(0x5D, 1, 3, length - len(body) - 1, 0))
-        body.append(_insn(0xB4, 0, 0, 0, 1 if allow else 0))
-        body.append(_insn(0x95, 0, 0, 0, 0))
+            body.append(bpf.insn(0xBC, 1, 3, 0, 0))
+            body.append(bpf.insn(0x54, 1, 0, 0, mask))
+            body.append(bpf.insn(0x5D, 1, 3, length - len(body) - 1, 0))
+        body.append(bpf.insn(0xB4, 0, 0, 0, 1 if allow else 0))
+        body.append(bpf.insn(0x95, 0, 0, 0, 0))
         code += body
         if not tests and not partly:
             return b"".join(code)  # it always matches: the kernel refuses code that nothing leads to
-    code += [_insn(0xB4, 0, 0, 0, 0), _insn(0x95, 0, 0, 0, 0)]
+    code += [bpf.insn(0xB4, 0, 0, 0, 0), bpf.insn(0x95, 0, 0, 0, 0)]
     return b"".join(code)
-
-
-def _attach(folder: str, code: bytes) -> None:
-    """Load and attach; the kernel frees the program with the group."""
-    buffer = ctypes.create_string_buffer(code, len(code))
-    licence = ctypes.create_string_buffer(b"Apache-2.0")
-    pointers = (sc.address(buffer), sc.address(licence))
-    attributes = struct.pack("IIQQ", _CGROUP_DEVICE_TYPE, len(code) // 8, *pointers)
-    fd = sc.bpf(_PROG_LOAD, attributes.ljust(72, b"\0"), f"device rules of {folder}")
-    target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        words = struct.pack("IIII", target, fd, _CGROUP_DEVICE_ATTACH, _ALLOW_MULTI)
-        sc.bpf(_PROG_ATTACH, words.ljust(32, b"\0"), folder)
-    finally:
-        os.close(target)
-        os.close(fd)

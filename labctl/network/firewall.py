@@ -33,6 +33,7 @@ class LabFirewall:
     bridges: tuple[BridgeRule, ...] = ()
     ports: tuple[PublishedPort, ...] = ()
     host_services: tuple[str, ...] = ()
+    node_addresses: tuple[str, ...] = ()  # of nodes that have the host's network
     folder: str = ""  # the lab's, for the note of what forwarding was; "" for none
 
     @property
@@ -43,7 +44,13 @@ class LabFirewall:
     def text(self, former: dict[str, str] | None = None) -> str:
         """The ruleset."""
         return ruleset(
-            self.table, self.mark, self.bridges, self.ports, host_services=self.host_services, former=former
+            self.table,
+            self.mark,
+            self.bridges,
+            self.ports,
+            host_services=self.host_services,
+            node_addresses=self.node_addresses,
+            former=former,
         )
 
     def _names(self) -> list[str]:

@@ -3,6 +3,8 @@
 What they say (nft(8)):
 - A node reaches nodes of its own segment, its DNS server, and the host by ICMP; other services of the
   host only if `host_services` names them ("tcp/8000").  The host reaches its nodes.
+- A node that has the host's network is reached at its own address (`node_addresses`), and there so is what
+  the host itself has listening on all of its addresses.
 - Segments are not routed to each other by the host, not even those of one lab: that is a router node's work.
 - The outside is reached only from segments with `internet`, behind the host's address.  The bridges of
   other labs (a link group, see model.LAB_GROUP) are never reached, nor do they reach us.
@@ -40,6 +42,7 @@ def ruleset(
     ports: Sequence[PublishedPort],
     *,
     host_services: Sequence[str] = (),
+    node_addresses: Sequence[str] = (),
     former: Mapping[str, str] | None = None,
 ) -> str:
     """The text for `nft -f -` that puts the lab's table in place in one transaction.
@@ -52,7 +55,11 @@ def ruleset(
         ("prerouting", "type nat hook prerouting priority -100; policy accept;", _inbound(bridges, ports)),
         ("output", "type nat hook output priority -100; policy accept;", _own(ports)),
         ("postrouting", "type nat hook postrouting priority 100; policy accept;", _masquerade(bridges)),
-        ("input", "type filter hook input priority 0; policy accept;", _input(bridges, host_services)),
+        (
+            "input",
+            "type filter hook input priority 0; policy accept;",
+            _input(bridges, host_services, node_addresses),
+        ),
         ("forward", "type filter hook forward priority 0; policy accept;", _forward(bridges)),
     ]
     body: list[str] = []
@@ -124,7 +131,9 @@ def _masquerade(bridges: Sequence[BridgeRule]) -> list[str]:
     return rules
 
 
-def _input(bridges: Sequence[BridgeRule], services: Sequence[str]) -> list[str]:
+def _input(
+    bridges: Sequence[BridgeRule], services: Sequence[str], node_addresses: Sequence[str]
+) -> list[str]:
     if not bridges:
         return []
     rules = [
@@ -133,6 +142,7 @@ def _input(bridges: Sequence[BridgeRule], services: Sequence[str]) -> list[str]:
         "meta l4proto { icmp, ipv6-icmp } accept",
         "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept",
     ]
+    rules += [f"ip daddr {address} accept" for address in node_addresses]
     for service in services:
         proto, _, port = service.partition("/")
         rules.append(f"{proto} dport {int(port)} accept")

@@ -28,6 +28,7 @@ from labctl.profile.types import (
     Flag,
     GuestPath,
     Hypervisor,
+    Isolation,
     MaybeAddress,
     MaybeArch,
     MaybeDnsName,
@@ -295,10 +296,20 @@ class Node(Model):
         description="What a para node runs on: the hypervisor xen, or uml: User Mode Linux, a kernel that "
         "runs as a program.",
     )
+    isolation: Isolation = Field(
+        default=Isolation.DOCKER,
+        description="How a container is kept apart (docs/history.md): chroot: only its root is another; "
+        "vserver: own processes, host name and limits, and one address on the host's network; lxc: a system "
+        "with an init of its own; docker: one application with few rights.",
+    )
     vm: Vm | None = Field(
         default=None, description="How a VM is built: topology, pinning, huge pages, disk cache."
     )
-    init: Flag = Field(default=False, description="Whether the image's own /sbin/init runs as PID 1 of a VM.")
+    init: Flag = Field(
+        default=False,
+        description="Whether the image's own /sbin/init runs as PID 1 of a VM, or of a container with "
+        "isolation: lxc in place of labctl's.",
+    )
     cpus: Cpus | None = Field(
         default=None, gt=0, description="CPUs; left out: one for a VM, no limit for a container."
     )

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 
 from labctl.profile.models import Attachment, Check, Network, Node, Profile, Step, Volume
-from labctl.profile.types import MountKind
+from labctl.profile.types import Isolation, MountKind, Tier
 
 IMPLIED = "lan"
 
@@ -31,6 +31,8 @@ def default_networks(
     node: Node, nodes: Mapping[str, Node], networks: Mapping[str, Network]
 ) -> list[str] | None:
     """The networks of a node that names none; None when they can't be guessed."""
+    if node.tier is Tier.CONTAINER and node.isolation is Isolation.CHROOT:
+        return []  # it has the host's
     host = nodes.get(node.inside)
     if node.inside and host and not host.inside:
         if "networks" in host.model_fields_set:
@@ -42,8 +44,9 @@ def default_networks(
 
 
 def _wants_network(node: Node) -> bool:
-    asked = {at.network for at in node.networks} if "networks" in node.model_fields_set else {IMPLIED}
-    return IMPLIED in asked
+    if "networks" in node.model_fields_set:
+        return IMPLIED in {at.network for at in node.networks}
+    return not (node.tier is Tier.CONTAINER and node.isolation is Isolation.CHROOT)
 
 
 def _network(net: Network) -> Network:

@@ -65,6 +65,7 @@ def check_rules(
     """Note everything that is wrong between the parts."""
     # They import this module's Rules.
     import labctl.profile.rules_files as rules_files
+    import labctl.profile.rules_isolation as rules_isolation
     import labctl.profile.rules_net as rules_net
     import labctl.profile.rules_order as rules_order
     import labctl.profile.rules_vm as rules_vm
@@ -76,6 +77,7 @@ def check_rules(
         _amounts(rules, key, node)
         _words(rules, key, node)
         rules_vm.check(rules, key, node)
+        rules_isolation.check(rules, key, node)
     rules_net.check(rules)
     rules_order.check(rules)
     rules_files.check(rules)
@@ -106,9 +108,9 @@ def _names(rules: Rules) -> None:
                 rules.say(("nodes", key, "aliases"), f"the alias {alias} is the name of another node")
 
 
-_VM_ONLY = ("kernel", "machine", "cpu", "devices", "engine", "init", "disk", "hypervisor", "vm")
+_VM_ONLY = ("kernel", "machine", "cpu", "devices", "engine", "disk", "hypervisor", "vm")
 _NOT_UML = ("kernel", "machine", "cpu", "devices", "cpus", "hypervisor", "inside", "vm")
-_CONTAINER_ONLY = ("capabilities", "privileged", "pids")
+_CONTAINER_ONLY = ("capabilities", "isolation", "privileged", "pids")
 
 
 def _tier(rules: Rules, key: str, node: Node) -> None:

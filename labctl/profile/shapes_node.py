@@ -274,7 +274,7 @@ def _image(item: Item, shaping: Shaping) -> Item:
 
 _TEXTS = """
 description inside arch kernel machine cpu hostname workdir user stop_signal gateway gateway6
-tier devices hypervisor
+tier devices hypervisor isolation
 """
 _SHAPES: dict[str, Shape] = {
     **dict.fromkeys(_TEXTS.split(), text),

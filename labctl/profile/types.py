@@ -73,6 +73,15 @@ class DiskIo(StrEnum):
     IO_URING = "io_uring"
 
 
+class Isolation(StrEnum):
+    """What keeps a container apart, by the name of what first did it so."""
+
+    CHROOT = "chroot"
+    VSERVER = "vserver"
+    LXC = "lxc"
+    DOCKER = "docker"
+
+
 class Engine(StrEnum):
     """What makes a para node: the Xen hypervisor, or a kernel that runs as a program."""
 

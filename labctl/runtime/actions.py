@@ -102,13 +102,25 @@ def stop_signal(document: Document) -> int:
 def heeds(pid: int, signal: int) -> bool:
     """Whether pid 1 of a container does anything on this signal.
 
-    The kernel drops what the first process of a pid namespace has no handler for (pid_namespaces(7)), so
-    waiting for it would only cost time.  A mask that can't be read counts as heeding.
+    The kernel drops what the first process of a pid namespace neither handles nor waits for
+    (pid_namespaces(7)), so waiting for it would only cost time.  Who waits has the signal blocked, or is in
+    sigtimedwait(2), which lifts the block meanwhile.  A mask that can't be read counts as heeding.
     """
-    for line in (proc.read(f"/proc/{pid}/status") or "").splitlines():
-        if line.startswith("SigCgt:"):
-            return bool(int(line.split()[1], 16) >> (signal - 1) & 1)
-    return True
+    found = [
+        int(line.split()[1], 16) >> (signal - 1) & 1
+        for line in (proc.read(f"/proc/{pid}/status") or "").splitlines()
+        if line.startswith(("SigCgt:", "SigBlk:"))
+    ]
+    return not found or any(found) or _waits_for_signals(pid)
+
+
+def _waits_for_signals(pid: int) -> bool:
+    """Whether it is in sigtimedwait(2) just now (proc(5), syscall)."""
+    from labctl.linux import syscall_numbers
+
+    native = syscall_numbers.NATIVE.get(os.uname().machine)
+    here = (proc.read(f"/proc/{pid}/syscall") or "").split(" ", 1)[0]
+    return native is not None and here == str(syscall_numbers.numbers(native[0])["rt_sigtimedwait"])
 
 
 def stop(
@@ -132,7 +144,7 @@ def stop(
             group = state.cgroup_of(document, layout)
             if group.frozen():
                 group.freeze(False)
-            if heeds(document["pid"], number):
+            if _shares_pids(store, id_, document) or heeds(document["pid"], number):
                 pidfds.send(fd, number)
             else:
                 group.kill()
@@ -141,8 +153,9 @@ def stop(
     end = time.monotonic() + timeout
     for fd, _ in waiting.values():
         pidfds.ended(fd, max(0.0, end - time.monotonic()))
-    for fd, document in waiting.values():
-        if not pidfds.ended(fd):
+    for id_, (fd, document) in waiting.items():
+        # Without a pid namespace of its own the others go on when its first process has ended.
+        if not pidfds.ended(fd) or _shares_pids(store, id_, document):
             state.cgroup_of(document, layout).kill()
     for id_, (fd, _) in waiting.items():
         if not pidfds.ended(fd, 10.0):

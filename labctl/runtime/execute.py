@@ -151,17 +151,18 @@ def spawn_in(
     preserve: Sequence[int] = (),
     filtered: bool = True,
     tied: bool = False,
+    finisher: Finisher | None = None,
 ) -> ExecProcess:
     """Start a process.  Raises ContainerError (code 126 or 127 when the program can't be run) or OSError.
 
     Two forks: the first enters the namespaces, the second is in the pid namespace and, by CLONE_PARENT, our
     child.  Safe in a program with threads.  `tied`: it is killed when the calling thread ends, however that
-    comes about.
+    comes about.  `finisher`: what it becomes, in place of the program.
     """
     process.preload({**target.config, "process": spec_process, "hooks": None})
     program = process.filter_of(target.config) if filtered else b""
-    finisher = Finisher(spec_process, target.config, program)
-    finisher.tied = tied
+    finisher = finisher or Finisher(spec_process, target.config, program)
+    finisher.program, finisher.tied = program, tied
     ours, theirs = Channel.pair()
     entrance = sc.pidfd_open(target.pid)
     flags = 0
@@ -245,7 +246,8 @@ def _middle(
             os.chdir(f"/proc/{target.pid}/root")
         groups = _join(target)
         target.first = namespaces.first_ids(target.pid)  # the container's /proc is not to be believed
-        sc.setns(entrance, flags, f"namespaces of process {target.pid}")
+        if flags:  # a chroot has none of its own
+            sc.setns(entrance, flags, f"namespaces of process {target.pid}")
         if "mount" not in target.kinds:
             os.chroot(".")
         pid = _clone_into(groups)

@@ -94,6 +94,8 @@ class Job:
         limits.apply(self.cgroup, resources)
         if rules:
             devices.apply(self.cgroup, rules)
+        if address := notes.get(spec.ADDRESS):
+            self._keep_to(address)
         self._plan = init.Plan(self.config, program, self._stdio(notes))
         self._plan.preserve = self.preserve
         self._plan.pivot, self._plan.new_keyring = self.pivot, self.new_keyring
@@ -112,6 +114,13 @@ class Job:
         own = [row for row in linux.get("devices") or () if row["type"] != "p"]
         listed = [{**row, "type": row["type"].replace("u", "c"), "allow": True} for row in own]
         return [{"allow": False, "access": "rwm"}, *listed]
+
+    def _keep_to(self, address: str) -> None:
+        from labctl.linux import oneaddress
+
+        if self.cgroup is None or not self.cgroup.v2:
+            raise ContainerError(f"cannot keep it to {address}: no cgroup2 file system is mounted here")
+        oneaddress.restrict(self.cgroup.v2, address)
 
     def _owner(self) -> tuple[int, int]:
         return namespaces.owner_outside(*spec.id_maps(self.config))

@@ -25,7 +25,7 @@ DEVICES = (
     ("urandom", 1, 9, 0o666),
     ("tty", 5, 0, 0o666),
 )
-_LINKS = (
+LINKS = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
     ("stdout", "/proc/self/fd/1"),
@@ -211,7 +211,7 @@ class RootBuilder:
         os.umask(before)
         os.close(dev)
         folder = mounts.open_in_root(self.root, "/dev", os.O_RDONLY | os.O_DIRECTORY)
-        for name, link in (*_LINKS, ("ptmx", "pts/ptmx")):
+        for name, link in (*LINKS, ("ptmx", "pts/ptmx")):
             try:
                 os.symlink(link, name, dir_fd=folder)
             except FileExistsError:

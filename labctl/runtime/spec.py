@@ -7,6 +7,7 @@ Annotations of our own (everything else is the OCI runtime spec 1.1):
   namespace of its own the lowers are idmapped, and the upper belongs to the mapped ids.
 - org.labctl.log.stdout, org.labctl.log.stderr: files that the process appends to by itself.
 - org.labctl.user: "name[:group]" or "uid[:gid]", looked up in the image; wins over process.user.
+- org.labctl.address: an IPv4 address of a network that it shares; its sockets are kept to that one.
 - org.labctl.stop-signal: name or number, SIGTERM when left out.
 """
 
@@ -33,6 +34,7 @@ LOG_STDOUT = "org.labctl.log.stdout"
 LOG_STDERR = "org.labctl.log.stderr"
 USER = "org.labctl.user"
 STOP_SIGNAL = "org.labctl.stop-signal"
+ADDRESS = "org.labctl.address"
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ID_COUNT = 65536

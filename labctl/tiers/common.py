@@ -54,6 +54,7 @@ def record_of(facts: NodeFacts, **more: Any) -> NodeRecord:
         labels=dict(node.labels),
         replica_of=node.replica_of,
         privileged=node.privileged,
+        isolation="" if facts.choice.tier != "container" else str(node.isolation),
         **fields,
     )
 

@@ -18,6 +18,8 @@ from labctl.records import dataclass
 from labctl.runtime import spec
 from labctl.runtime.client import KeeperClient, Launch
 from labctl.runtime.errors import ContainerError
+from labctl.tiers import isolation
+from labctl.tiers.chroot import root_of, tree_of
 from labctl.tiers.common import life, record_of, volume_keys, volume_source, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
 from labctl.tiers.folders import remove_trees
@@ -41,35 +43,39 @@ def cgroup_path(owner: Owner, node: str) -> str:
 def plan(facts: NodeFacts) -> Planned:
     """The resources and the record of a container."""
     node, lab = facts.node, facts.lab
-    net = net_of(facts)
+    net = net_of(facts) if isolation.has_own_network(facts) else None
+    bare = node.isolation == "chroot"
+    before: list[Resource] = [tree_of(facts, mounts_of(facts))] if bare else [net] if net else []
     folder = lab.node_folder(node.name)
     record = record_of(facts, run_root=str(lab.folder / "run"), container=node.name)
+    needs = tuple(f"{item.kind}:{item.name}" for item in before) or bridge_keys(facts)
     container = ContainerNode(
         owner=lab.owner,
         name=node.name,
         node=node.name,
-        needs=(f"net:{node.name}", "keeper:lab", *volume_keys(node)),
+        needs=(*needs, "keeper:lab", *volume_keys(node)),
         after=("firewall:lab", "dns:lab", *waits_for(facts)),
         folder=str(folder),
         run_root=record.run_root,
         config=json.dumps(config_of(facts, net), sort_keys=True),
-        seed=seed_of(node, lab.profile),
-        layers=facts.image.layers,
+        seed=Seed() if bare else seed_of(node, lab.profile),
+        layers=() if bare else facts.image.layers,
         files=etc_files(facts),
         stop_timeout=node.stop_timeout,
     )
     resources: list[Resource] = [
-        net,
+        *before,
         container,
         *life(facts, record, f"container:{node.name}", REACH_SECONDS, netns=_asked_in(facts, net)),
     ]
     return Planned(resources, record)
 
 
-def _asked_in(facts: NodeFacts, net: NodeNet) -> str:
+def _asked_in(facts: NodeFacts, net: NodeNet | None) -> str:
     """Where its ports are asked for: its own namespace when this host is on none of its networks."""
     profile = facts.lab.profile
-    return "" if any(leads_there(profile, at) for at in facts.node.networks) else net.path
+    reached = net is None or any(leads_there(profile, at) for at in facts.node.networks)
+    return "" if reached or net is None else net.path
 
 
 def net_of(facts: NodeFacts) -> NodeNet:
@@ -100,18 +106,23 @@ def network_sysctls(node: Node) -> dict[str, str]:
 
 
 def etc_files(facts: NodeFacts) -> dict[str, str]:
-    """The files of /etc that say who and where a node is."""
+    """The files that say who and where a node is, and what its init starts."""
+    if facts.node.isolation == "chroot":
+        return {}  # it is the host, where the host is
     lines = [f"search {facts.place.search}"] if facts.place.search else []
     lines += [f"nameserver {address}" for address in facts.place.dns]
     return {
         "/etc/hostname": facts.hostname + "\n",
         "/etc/hosts": facts.hosts,
         "/etc/resolv.conf": "\n".join(lines) + "\n",
+        **isolation.files(facts),
     }
 
 
 def mounts_of(facts: NodeFacts) -> list[dict[str, Any]]:
-    """Volumes, binds and tmpfs as OCI mounts; root inside is the owner outside, by idmapped mounts."""
+    """Volumes, binds and tmpfs as OCI mounts; root inside is the owner outside, by idmapped mounts where
+    there is a user namespace."""
+    owners = ["idmap"] if isolation.has_own_users(facts) else []
     found: list[dict[str, Any]] = []
     for mount in facts.node.volumes:
         mode = ["ro"] if mount.read_only else ["rw"]
@@ -120,7 +131,7 @@ def mounts_of(facts: NodeFacts) -> list[dict[str, Any]]:
                 "destination": mount.target,
                 "type": "bind",
                 "source": volume_source(facts, mount),
-                "options": ["rbind", "rprivate", "idmap", *mode],
+                "options": ["rbind", "rprivate", *owners, *mode],
             }
         )
     for tmp in facts.node.tmpfs:
@@ -130,7 +141,7 @@ def mounts_of(facts: NodeFacts) -> list[dict[str, Any]]:
     return found
 
 
-def config_of(facts: NodeFacts, net: NodeNet) -> dict[str, Any]:
+def config_of(facts: NodeFacts, net: NodeNet | None) -> dict[str, Any]:
     """The container's OCI configuration."""
     node, lab = facts.node, facts.lab
     folder = lab.node_folder(node.name)
@@ -143,32 +154,33 @@ def config_of(facts: NodeFacts, net: NodeNet) -> dict[str, Any]:
         ]
     seeded = bool(seed_of(node, lab.profile))
     lowers = [*facts.image.layers, *([str(folder / "seed")] if seeded else [])]
-    return spec.default_config(
-        facts.command or IDLE,
-        cgroup=cgroup_path(lab.owner, node.name),
-        hostname=facts.hostname,
-        env=facts.env,
-        cwd=facts.workdir,
-        user=facts.user,
-        lowers=lowers,
-        upper="" if node.read_only else str(folder / "upper"),
-        work="" if node.read_only else str(folder / "work"),
-        netns=net.path,
-        userns=net.userns,
-        id_base=net.id_base,
-        memory=node.memory or 0,
-        cpus=node.cpus or 0.0,
-        pids=node.pids or DEFAULT_PIDS,
-        extra_capabilities=node.capabilities.add,
-        drop_capabilities=dropped,
-        privileged=node.privileged,
-        files={path: str(folder / "etc" / Path(path).name) for path in etc_files(facts)},
-        mounts=mounts_of(facts),
-        sysctls={k: v for k, v in node.sysctls.items() if k not in network_sysctls(node)},
-        stop_signal=facts.stop_signal,
-        stdout=str(folder / "log" / "stdout"),
-        stderr=str(folder / "log" / "stderr"),
-    )
+    plain: dict[str, Any] = {
+        "args": facts.command or IDLE,
+        "cgroup": cgroup_path(lab.owner, node.name),
+        "hostname": facts.hostname,
+        "env": facts.env,
+        "cwd": facts.workdir,
+        "user": facts.user,
+        "lowers": lowers,
+        "upper": "" if node.read_only else str(folder / "upper"),
+        "work": "" if node.read_only else str(folder / "work"),
+        "netns": net.path if net else "",
+        "userns": net.userns if net else "",
+        "id_base": net.id_base if net else 0,
+        "memory": node.memory or 0,
+        "cpus": node.cpus or 0.0,
+        "pids": node.pids or DEFAULT_PIDS,
+        "extra_capabilities": node.capabilities.add,
+        "drop_capabilities": dropped,
+        "privileged": node.privileged,
+        "files": {path: str(folder / "etc" / Path(path).name) for path in etc_files(facts)},
+        "mounts": mounts_of(facts),
+        "sysctls": {k: v for k, v in node.sysctls.items() if k not in network_sysctls(node)},
+        "stop_signal": facts.stop_signal,
+        "stdout": str(folder / "log" / "stdout"),
+        "stderr": str(folder / "log" / "stderr"),
+    }
+    return isolation.config(facts, plain, root_of(facts))
 
 
 @dataclass(frozen=True, kw_only=True)

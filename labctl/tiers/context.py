@@ -117,6 +117,7 @@ class NodeFacts:
     host_record: NodeRecord | None = None  # of the VM it runs inside of
     host_domain: Domain | None = None  # that VM as a resource
     hypervisor: str = ""  # the file that boots before its kernel, where it is a Xen host
+    init_program: str = ""  # labctl's static busybox, where the node has labctl's init
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -146,7 +147,12 @@ class NodeFacts:
     @property
     def stop_signal(self) -> str:
         """The signal that asks its command to end."""
-        return self.node.stop_signal or self.image.config.stop_signal or "SIGTERM"
+        asked = self.node.stop_signal or self.image.config.stop_signal
+        if asked or self.node.tier != "container" or self.node.isolation != "lxc":
+            return asked or "SIGTERM"
+        from labctl.tiers.isolation import POWER_FAIL, POWER_OFF
+
+        return POWER_FAIL if self.node.init else POWER_OFF
 
     @property
     def hostname(self) -> str:

@@ -11,6 +11,7 @@ KINDS = {
     "firewall": "labctl.network.firewall:LabFirewall",
     "dns": "labctl.network.dns:Dns",
     "net": "labctl.network.nodenet:NodeNet",
+    "root": "labctl.tiers.chroot:ChrootTree",
     "keeper": "labctl.tiers.container:LabKeeper",
     "container": "labctl.tiers.container:ContainerNode",
     "vmdisk": "labctl.tiers.vmdisk:VmDisk",

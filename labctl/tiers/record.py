@@ -75,6 +75,7 @@ class NodeRecord:
     labels: dict[str, str] = field(default_factory=dict)
     replica_of: str = ""
     privileged: bool = False
+    isolation: str = ""  # of a container: chroot, vserver, lxc, docker
     engine: str = ""  # "uml": what makes a para node, where it isn't a domain of libvirt
 
     @property

@@ -38,6 +38,16 @@ networks: {lan: {}, back: {}}
 """
 
 
+ISOLATIONS = """
+name: crash
+defaults: {image: micro, command: exec sleep 1000}
+nodes:
+  root: {isolation: chroot, tmpfs: [/scratch], volumes: [{source: keep, target: /keep}]}
+  server: {isolation: vserver}
+volumes: {keep: {}}
+"""
+
+
 class Crash:
     """A lab in a home of its own whose verbs are killed at numbered points."""
 
@@ -45,7 +55,7 @@ class Crash:
         self.home, self.profile = home, profile
 
     def run(self, verb: str, fault: str = "") -> subprocess.CompletedProcess[str]:
-        argv = [verb, str(self.profile)] if verb == "up" else [verb, "crash"]
+        argv = [verb, str(self.profile), "--allow-privileged"] if verb == "up" else [verb, "crash"]
         return subprocess.run(
             [sys.executable, "-m", "labctl.cli", *argv],
             env={**os.environ, "LABCTL_FAULT": fault},
@@ -107,6 +117,15 @@ def test_containers_survive_no_kill(
     home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]], verb: str
 ) -> None:
     assert killed_everywhere(home, tmp_path, CONTAINERS, verb, host_inventory) > 20
+
+
+@pytest.mark.needs(*NEEDED, "cgroup-bpf")
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_chroot_and_a_vserver_survive_no_kill(
+    home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]
+) -> None:
+    assert killed_everywhere(home, tmp_path, ISOLATIONS, "up", host_inventory) > 15
 
 
 @pytest.mark.needs(*NEEDED, "libvirt", "tcg")
