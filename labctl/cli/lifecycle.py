@@ -238,6 +238,11 @@ def show_status(status: Any) -> None:
             screen.line(f"{node.name}: {node.state}: {screen.clean(node.reason)}{remedy}")
         for port in node.ports:
             screen.line(f"{node.name}: {port}")
+        for disk in node.disks:
+            place = f" on {disk.mount}" if disk.mount else ""
+            sealed = ", read-only" if disk.read_only else ""
+            size = f"{screen.size(disk.size)} " if disk.size else ""
+            screen.line(f"{node.name}: disk {disk.name}: {size}{disk.format} by {disk.bus}{sealed}{place}")
     if status.leftovers:
         screen.line(f"{status.leftovers} objects are still to be removed: labctl down {status.lab}")
 

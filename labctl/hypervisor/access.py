@@ -61,11 +61,22 @@ def prepare(domain: Any, label: str) -> None:
             Path(name).chmod(0o600)
         for name in shared:
             _open_way(Path(name), uid, gid, roots)
-            mode = stat.S_IMODE(Path(name).stat().st_mode)
-            if not mode & 0o004:
-                Path(name).chmod(mode | 0o444)
+            _open_shared(Path(name), uid, gid, roots)
     except OSError as error:
         raise LabError(f"virtual machine {domain.name}: {error.filename}: {error.strerror}") from error
+
+
+def _open_shared(path: Path, uid: int, gid: int, roots: list[Path]) -> None:
+    """Let the user read a file; the mode of one that is not labctl's own stays as it is."""
+    info = path.stat()
+    mode = stat.S_IMODE(info.st_mode)
+    if mode & 0o004 or (info.st_uid == uid and mode & 0o400) or (info.st_gid == gid and mode & 0o040):
+        return
+    if not any(root in path.parents for root in roots):
+        raise HostCannot(
+            f"libvirt runs QEMU as user {uid}, which may not read {path}", hint=f"chmod o+r {path}"
+        )
+    path.chmod(mode | 0o444)
 
 
 def _boot_files(domain: Any) -> tuple[str, ...]:

@@ -76,6 +76,16 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Volume:
+    """A disk that is mounted on `target`, found by its `serial`, or by `device` where disks have none."""
+
+    serial: str
+    target: str
+    read_only: bool = False
+    device: str = ""
+
+
+@dataclass(frozen=True)
 class BootConfig:
     """All a machine needs to know.
 
@@ -84,7 +94,7 @@ class BootConfig:
     the path of a tar archive on the host, laid over / with owners and modes, once.  `hosts` maps further
     names to addresses.  With `hosts_containers` each card eth<i> goes into a bridge lab<i>, which then has
     its addresses.  With `init` the image's own /sbin/init is PID 1 and starts what it likes; `command` is
-    then not run.  With `dhcp` every card asks for an address.  `shares` and then `memories` are mounted
+    then not run.  With `dhcp` every card asks for an address.  `volumes`, `shares`, `memories` are mounted
     before anything of the image runs; with `read_only` nothing else of / can be written.
     """
 
@@ -110,6 +120,7 @@ class BootConfig:
     hosts_containers: bool = False
     init: bool = False
     dhcp: bool = False
+    volumes: tuple[Volume, ...] = ()
     shares: tuple[Share, ...] = ()
     memories: tuple[Memory, ...] = ()
     read_only: bool = False
@@ -246,6 +257,9 @@ def _sysctls(config: BootConfig) -> Iterator[str]:
 
 
 def _mounts(config: BootConfig) -> Iterator[str]:
+    for volume in config.volumes:
+        access = "ro" if volume.read_only else "rw"
+        yield shlex.join(["volume", volume.serial, volume.target, access, volume.device])
     for share in config.shares:
         yield shlex.join(["share", share.tag, share.target, "ro" if share.read_only else "rw"])
     for memory in config.memories:

@@ -17,6 +17,7 @@ from labctl.profile.models import Node, Profile
 from labctl.profile.types import Devices, Engine, Hypervisor, Isolation, Tier
 from labctl.tiers import is_uml
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
+from labctl.tiers.disks import disk_key
 from labctl.tiers.hosts import crowded, with_hosts
 from labctl.tiers.management import with_management
 from labctl.tiers.seed import seed_of
@@ -115,6 +116,16 @@ def check_room(profile: Profile, chosen: Mapping[str, Choice]) -> None:
             raise HostCannot(wrong, hint=hint)
 
 
+def check_sources(profile: Profile, chosen: Mapping[str, Choice]) -> None:
+    """Refuse files that can't be further disks of machines.  Raises UsageError."""
+    from labctl.image.extradisk import refuse_unusable
+
+    for node in profile.nodes.values():
+        for disk in node.disks:
+            if disk.source and is_vm(node, chosen):
+                refuse_unusable(Path(disk.source), f"nodes.{node.name}.disks.{disk.name}.source")
+
+
 def check_disk(
     profile: Profile, chosen: Mapping[str, Choice], there: Iterable[str], place: Path, free: int
 ) -> None:
@@ -168,25 +179,28 @@ def images(
     found: dict[tuple[str, str], ImageFacts] = {}
     missing: list[str] = []
     for node in profile.nodes.values():
-        ref, arch = key = (node.image, arch_of(node, profile))
-        if key in found and found[key].digest:
-            continue
-        found[key] = ImageFacts(ref, arch, digest="", layers=(), config=ImageConfig())
-        if chosen[node.name].skipped:
-            continue
-        image = store.ensure(ref, emit, arch=arch) if build else store.find(ref, arch)
-        if image:
-            layers = tuple(str(path) for path in store.rootfs(image))
-            found[key] = ImageFacts(ref, arch, image.digest, layers, image.config)
-        else:
-            missing.append(to_come(store, ref, arch))
+        arch = arch_of(node, profile)
+        for ref in dict.fromkeys((node.image, *(disk.image for disk in node.disks if disk.image))):
+            key = (ref, arch)
+            if key in found and found[key].digest:
+                continue
+            found[key] = ImageFacts(ref, arch, digest="", layers=(), config=ImageConfig())
+            if chosen[node.name].skipped:
+                continue
+            image = store.ensure(ref, emit, arch=arch) if build else store.find(ref, arch)
+            if image:
+                layers = tuple(str(path) for path in store.rootfs(image))
+                found[key] = ImageFacts(ref, arch, image.digest, layers, image.config)
+            else:
+                missing.append(to_come(store, ref, arch))
     return found, list(dict.fromkeys(missing))
 
 
 def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> dict[str, str]:
     """The cached disk of each VM's image, in the size that the node asks for; made where missing.
 
-    A container inside a VM has one too: the VM mounts it, instead of having the image sent to it.
+    A container inside a VM has one too: the VM mounts it, instead of having the image sent to it.  That of a
+    further disk's image goes by `disk_key`.
     """
     wanted = [
         node
@@ -204,6 +218,11 @@ def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> d
         ref, arch = node.image, arch_of(node, profile)
         size = node.disk or DEFAULT_BYTES
         found[node.name] = str(disk(store, store.resolve(ref, arch), options.home.cache, size))
+        for more in node.disks:
+            if more.image:
+                whole = store.resolve(more.image, arch)
+                file = disk(store, whole, options.home.cache, more.size or DEFAULT_BYTES)
+                found[disk_key(node.name, more.name)] = str(file)
     return found
 
 
@@ -212,7 +231,8 @@ def kernel_of(node: Node, profile: Profile) -> str:
     take the full one, and so does Xen's dom0.  User Mode Linux has its own."""
     if node.tier is Tier.PARA and node.engine is Engine.UML:
         return "uml"
-    full = node.devices is Devices.EMULATED or node.hypervisor is Hypervisor.XEN
+    sata = node.devices is Devices.EMULATED or any(disk.bus == "sata" for disk in node.disks)
+    full = sata or node.hypervisor is Hypervisor.XEN
     if not node.kernel and full and arch_of(node, profile) == "x86_64":
         return "amd64"
     return node.kernel

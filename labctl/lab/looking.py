@@ -9,7 +9,7 @@ from typing import Any
 
 from labctl.errors import LabError, UsageError
 from labctl.lab import nesting
-from labctl.lab.model import InterfaceStatus, LabStatus, NetworkStatus, NodeStatus, Options
+from labctl.lab.model import DiskStatus, InterfaceStatus, LabStatus, NetworkStatus, NodeStatus, Options
 from labctl.looks import Look, Presence
 from labctl.resource import executor
 from labctl.resource.ledger import LabRow, Ledger, Row
@@ -129,6 +129,10 @@ def _node(lab: str, record: NodeRecord, rows: Mapping[str, Row], look: Look | No
         seconds=round(seconds, 3),
         ports=tuple(f"{p.host_ip or '*'}:{p.host_port}->{p.node_port}/{p.proto}" for p in record.ports),
         interfaces=tuple(InterfaceStatus(i.name, i.network, i.mac, i.addresses) for i in record.interfaces),
+        disks=tuple(
+            DiskStatus(d.name, d.size, d.format, d.bus, d.serial, d.path, d.mount, d.read_only)
+            for d in record.disks
+        ),
         labels=dict(record.labels),
     )
 

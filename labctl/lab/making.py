@@ -102,6 +102,7 @@ def _plan(
     places.refuse_beyond_host(profile, chosen)
     places.refuse_without_hooks(profile, chosen)
     facts.check_room(profile, chosen)
+    facts.check_sources(profile, chosen)
     lab = _known(ledger, profile, options)
     if build and not lab.row and any(c.tier == "container" and not c.skipped for c in chosen.values()):
         with inputs.choosing():
@@ -261,7 +262,9 @@ def _pin(planned: planner.Planned, row: LabRow, options: Options) -> None:
     from labctl.image.store import Store
 
     store = Store(options.home.cache / "images")
-    for digest in {record.digest for record in planned.records.values() if record.digest}:
+    records = planned.records.values()
+    digests = {record.digest for record in records} | {d.digest for record in records for d in record.disks}
+    for digest in digests - {""}:
         store.pins.put(f"lab:{row.id}", digest)
 
 

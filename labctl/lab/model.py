@@ -41,6 +41,20 @@ class InterfaceStatus:
 
 
 @dataclass(frozen=True)
+class DiskStatus:
+    """One further disk of a virtual machine; `size` in bytes."""
+
+    name: str
+    size: int
+    format: str
+    bus: str
+    serial: str
+    path: str
+    mount: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class NodeStatus:
     """One node as it is now.  `seconds` is how long the machine took from its start to reachable."""
 
@@ -58,6 +72,7 @@ class NodeStatus:
     seconds: float = 0.0
     ports: tuple[str, ...] = ()
     interfaces: tuple[InterfaceStatus, ...] = ()
+    disks: tuple[DiskStatus, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
 
 

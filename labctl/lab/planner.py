@@ -24,6 +24,7 @@ from labctl.tiers import plan_node
 from labctl.tiers.common import skipped_record
 from labctl.tiers.container import LabKeeper
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts, LabFacts, NodeFacts
+from labctl.tiers.disks import disk_key
 from labctl.tiers.folders import LabFolder, VolumeFolder
 from labctl.tiers.isolation import IN_VM_BUSYBOX
 from labctl.tiers.record import NodeRecord
@@ -114,6 +115,8 @@ def _facts(
         place=addresses.places[node.name],
         kernel=host.kernels.get((host.kernel_names.get(node.name, ""), arch), NO_KERNEL),
         disk=host.disks.get(node.name, ""),
+        disks={d.name: host.disks.get(disk_key(node.name, d.name), "") for d in node.disks if d.image},
+        disk_digests={d.name: host.images[d.image, arch].digest for d in node.disks if d.image},
         ports=tuple(host.ports.get((node.name, i), port.host_port) for i, port in enumerate(node.ports)),
         hosts=hosts_text(node, addresses),
         is_container_host=is_host,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from labctl.profile.models import Attachment as Attachment
     from labctl.profile.models import Capabilities as Capabilities
     from labctl.profile.models import Check as Check
+    from labctl.profile.models import Disk as Disk
     from labctl.profile.models import Expect as Expect
     from labctl.profile.models import File as File
     from labctl.profile.models import Mount as Mount
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "checks": "Verdict judge",
     "loader": "load load_text",
-    "models": "Attachment Capabilities Check Expect File Mount Network Node Port Profile Ready Route Secret "
-    "SecretUse Step Tmpfs Volume",
+    "models": "Attachment Capabilities Check Disk Expect File Mount Network Node Port Profile Ready Route "
+    "Secret SecretUse Step Tmpfs Volume",
     "schema": "json_schema",
     "starting": "starter",
     "types": "Condition Devices MountKind Protocol Tier",

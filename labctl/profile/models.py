@@ -20,8 +20,11 @@ from labctl.profile.types import (
     CpuSet,
     Destination,
     Devices,
+    DiskBus,
     DiskCache,
+    DiskFormat,
     DiskIo,
+    DiskName,
     DnsName,
     Duration,
     Engine,
@@ -31,6 +34,7 @@ from labctl.profile.types import (
     Isolation,
     MaybeAddress,
     MaybeArch,
+    MaybeDiskName,
     MaybeDnsName,
     MaybeGateway,
     MaybeGuestPath,
@@ -171,6 +175,45 @@ class Tmpfs(Model):
     target: GuestPath = Field(description="Where it is mounted in the node.")
     size: Size | None = Field(default=None, description="Its largest size; left out: half of the memory.")
     mode: Mode | None = Field(default=None, description="Octal mode of its top folder; left out: 1777.")
+
+
+class Disk(Model):
+    """A further disk of a VM: an empty one, an image's file system, or a layer over a file of the host."""
+
+    name: DiskName = Field(description="What it is called in the lab; also its serial, if no other is given.")
+    size: Size | None = Field(
+        default=None, description="Size; left out: that of its image or source.", examples=["1GiB"]
+    )
+    format: DiskFormat = Field(
+        default=DiskFormat.QCOW2, description="Its file in the lab's folder: qcow2 or raw."
+    )
+    bus: DiskBus | None = Field(
+        default=None,
+        description="virtio, scsi or sata; left out: virtio, sata with `devices: emulated`, Xen's own for a "
+        "Xen guest.",
+    )
+    cache: DiskCache = Field(default=DiskCache.UNSAFE, description="How the host caches it.")
+    io: DiskIo | None = Field(default=None, description="How QEMU does its I/O; left out: threads.")
+    image: Text = Field(default="", description="An image whose file system it holds.")
+    source: Text = Field(
+        default="",
+        description="A disk image of the host (raw or qcow2), never written to: what the VM writes goes to a "
+        "layer of the lab's own.",
+    )
+    read_only: Flag = Field(default=False, description="Whether the VM can't write to it.")
+    serial: MaybeDiskName = Field(
+        default="", description="What the VM finds it by; empty: its name (at most 20 characters)."
+    )
+    mount: MaybeGuestPath = Field(
+        default="",
+        description="Where the VM mounts it before anything of the image runs; an empty disk then has an "
+        "ext4 file system.",
+    )
+
+    @property
+    def known_as(self) -> str:
+        """The serial that the VM finds it by."""
+        return self.serial or self.name
 
 
 class SecretUse(Model):
@@ -321,6 +364,7 @@ class Node(Model):
     disk: Size | None = Field(
         default=None, description="Size of a VM's disk; left out: the image's and some room."
     )
+    disks: tuple[Disk, ...] = Field(default=(), description="Further disks of a VM, in order.")
     pids: Whole | None = Field(
         default=None, ge=1, le=4194304, description="Most processes of a container at one time."
     )

@@ -109,6 +109,7 @@ _SECTIONS = (
     models.File,
     models.Mount,
     models.Tmpfs,
+    models.Disk,
     models.SecretUse,
     models.Step,
     models.Ready,

@@ -108,8 +108,8 @@ def _names(rules: Rules) -> None:
                 rules.say(("nodes", key, "aliases"), f"the alias {alias} is the name of another node")
 
 
-_VM_ONLY = ("kernel", "machine", "cpu", "devices", "engine", "disk", "hypervisor", "vm")
-_NOT_UML = ("kernel", "machine", "cpu", "devices", "cpus", "hypervisor", "inside", "vm")
+_VM_ONLY = ("kernel", "machine", "cpu", "devices", "engine", "disk", "disks", "hypervisor", "vm")
+_NOT_UML = ("kernel", "machine", "cpu", "devices", "cpus", "disks", "hypervisor", "inside", "vm")
 _CONTAINER_ONLY = ("capabilities", "isolation", "privileged", "pids")
 
 
@@ -172,13 +172,10 @@ _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_:@-]+)+", re.ASCII)
 
 def _words(rules: Rules, key: str, node: Node) -> None:
     place = ("nodes", key)
-    if node.image.startswith("/") and node.image.isprintable():
-        pass  # a file or folder, made absolute; it need not be there to validate a profile
-    elif not _IMAGE.fullmatch(node.image):
-        hint = "for example base, registry.example.org/team/image:1.2, or a path: ./web"
-        rules.say((*place, "image"), f"{shown(node.image)} is no image's name", hint)
-    elif rules.images is not None and node.image not in rules.images:
-        rules.unknown((*place, "image"), "image", node.image, rules.images)
+    _image(rules, (*place, "image"), node.image)
+    for index, disk in enumerate(node.disks):
+        if disk.image and not rules.is_broken(*place, "disks", index):
+            _image(rules, (*place, "disks", index, "image"), disk.image)
     for name in node.sysctls:
         if not _SYSCTL.fullmatch(name):
             rules.say(
@@ -199,6 +196,16 @@ def _words(rules: Rules, key: str, node: Node) -> None:
     for index, step in enumerate(node.provision):
         if not step.run.strip():
             rules.say((*place, "provision", index), "the step does nothing")
+
+
+def _image(rules: Rules, loc: Loc, image: str) -> None:
+    if image.startswith("/") and image.isprintable():
+        return  # a file or folder, made absolute; it need not be there to validate a profile
+    if not _IMAGE.fullmatch(image):
+        hint = "for example base, registry.example.org/team/image:1.2, or a path: ./web"
+        rules.say(loc, f"{shown(image)} is no image's name", hint)
+    elif rules.images is not None and image not in rules.images:
+        rules.unknown(loc, "image", image, rules.images)
 
 
 def _ready(rules: Rules, key: str, node: Node) -> None:

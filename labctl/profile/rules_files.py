@@ -49,8 +49,11 @@ def _node(rules: Rules, key: str, node: Node) -> None:
     for part, targets in (
         ("volumes", [m.target for m in node.volumes]),
         ("tmpfs", [t.target for t in node.tmpfs]),
+        ("disks", [d.mount for d in node.disks]),
     ):
         for index, target in enumerate(targets):
+            if not target:
+                continue
             if target in mounted:
                 rules.say((*place, part, index), f"something is mounted on {target} already")
             elif target == "/":
@@ -68,6 +71,9 @@ def _node(rules: Rules, key: str, node: Node) -> None:
             _must_be(rules, loc, mount.source, Path.exists, "file or folder")
         elif mount.source not in rules.profile.volumes:
             rules.unknown(loc, "volume", mount.source, rules.profile.volumes)
+    for index, disk in enumerate(node.disks):
+        if disk.source and not rules.is_broken(*place, "disks", index):
+            _must_be(rules, (*place, "disks", index, "source"), disk.source, Path.is_file, "file")
     for index, use in enumerate(node.secrets):
         if use.secret not in rules.profile.secrets and not rules.is_broken("secrets"):
             rules.unknown((*place, "secrets", index, "secret"), "secret", use.secret, rules.profile.secrets)

@@ -57,6 +57,7 @@ EXAMPLES: dict[str, dict[str, list[Any]]] = {
         "files": [{"/etc/motd": "hello"}, ["./index.html:/srv/index.html:0644"]],
         "volumes": [["data:/var/lib/data", "./src:/src:ro"]],
         "tmpfs": ["/run", {"/tmp": "64MiB"}],
+        "disks": [{"data": "1GiB"}, {"data": {"size": "1GiB", "mount": "/srv"}, "tools": {"image": "micro"}}],
         "provision": ["apt-get update", ["echo one", {"name": "two", "run": "echo two"}]],
         "ready": [80, {"http": "http://:8080/", "timeout": "2m"}, {"command": "test -e /done"}],
         "capabilities": [["NET_ADMIN"], {"add": ["NET_ADMIN"], "drop": ["MKNOD"]}],
@@ -117,6 +118,7 @@ def _nodes(defs: dict[str, Schema]) -> None:
         "files": ("File", "path", SCALAR),
         "volumes": ("Mount", "source", TEXT),
         "tmpfs": ("Tmpfs", "target", {"type": ["string", "integer"]}),
+        "disks": ("Disk", "name", {"type": ["string", "integer"]}),
         "secrets": ("SecretUse", "secret", TEXT),
         "routes": ("Route", "to", TEXT),
     }

@@ -161,6 +161,17 @@ def _tmpfs(item: Item, shaping: Shaping) -> Item:
     return each(listed, lambda child: shape_map(child, shapes, shaping))
 
 
+def _disks(item: Item, shaping: Shaping) -> Item:
+    def bare(child: Item) -> Item:
+        return child.like({"name": child.as_text()})
+
+    listed = rows(item, "name", models.Disk.model_fields, bare=bare, valued=lambda c: {"size": c})
+    shapes: dict[str, Shape] = dict.fromkeys(
+        ("name", "format", "bus", "cache", "io", "serial", "mount"), text
+    ) | {"source": path, "image": _image}
+    return each(listed, lambda child: shape_map(child, shapes, shaping))
+
+
 def _secrets(item: Item, shaping: Shaping) -> Item:
     def bare(child: Item) -> Item:
         return child.like({"secret": child.as_text()})
@@ -292,6 +303,7 @@ _SHAPES: dict[str, Shape] = {
     "files": _files,
     "volumes": _volumes,
     "tmpfs": _tmpfs,
+    "disks": _disks,
     "secrets": _secrets,
     "provision": _provision,
     "startup": _startup,

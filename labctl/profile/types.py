@@ -82,6 +82,21 @@ class Isolation(StrEnum):
     DOCKER = "docker"
 
 
+class DiskFormat(StrEnum):
+    """How a further disk lies on the host."""
+
+    QCOW2 = "qcow2"
+    RAW = "raw"
+
+
+class DiskBus(StrEnum):
+    """What a further disk hangs on in its machine."""
+
+    VIRTIO = "virtio"
+    SCSI = "scsi"
+    SATA = "sata"
+
+
 class Engine(StrEnum):
     """What makes a para node: the Xen hypervisor, or a kernel that runs as a program."""
 
@@ -182,11 +197,15 @@ CpuSet = Annotated[
     AfterValidator(words.cpu_set),
     _text(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", examples=["0-1"]),
 ]
+DiskName = Annotated[
+    str, AfterValidator(words.disk_name), _text(pattern=f"^{words.DISK}$", examples=["data"])
+]
 Destination = Annotated[str, AfterValidator(words.destination), _text(examples=["default", "10.2.0.0/16"])]
 GuestPath = Annotated[str, AfterValidator(words.absolute), _text(pattern="^/", examples=["/etc/motd"])]
 # "Maybe…": empty text stands for labctl's choice.
 MaybeName = Annotated[str, _or_empty(words.name), _text(pattern=f"^({words.NAME})?$")]
 MaybeDnsName = Annotated[str, _or_empty(words.dns_name), _text(pattern=f"^({_DNS})?$")]
+MaybeDiskName = Annotated[str, _or_empty(words.disk_name), _text(pattern=f"^({words.DISK})?$")]
 MaybeInterface = Annotated[
     str, _or_empty(words.interface), _text(pattern=f"^({_IFNAME})?$", examples=["eth1"])
 ]

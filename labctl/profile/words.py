@@ -11,6 +11,7 @@ import signal
 
 NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(NAME, re.ASCII)
+DISK = r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}"
 _MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}", re.ASCII)
 _ARCH = {"amd64": "x86_64", "x86-64": "x86_64", "arm64": "aarch64"}
 ARCHES = ("x86_64", "aarch64", "riscv64")
@@ -139,6 +140,13 @@ def arch(value: str) -> str:
             f"{shown(value)} is no architecture labctl knows: {', '.join(ARCHES)}{nearest(found, ARCHES)}"
         )
     return found
+
+
+def disk_name(value: str) -> str:
+    """A disk's name or serial: at most 20 bytes (virtio 1.2, 5.2.6.1), and of characters safe anywhere."""
+    if re.fullmatch(DISK, value, re.ASCII):
+        return value
+    raise ValueError(f"{shown(value)} can't be a disk's name: up to 20 letters, digits, . _ - (such as data)")
 
 
 def cpu_set(value: str) -> str:

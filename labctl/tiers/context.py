@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,10 @@ class NodeFacts:
     place: Place
     kernel: KernelFacts | None = None
     disk: str = ""  # the cached disk of its image, where it is a VM
+    disks: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of its further disks with an image, the cached one
+    disk_digests: Mapping[str, str] = field(default_factory=dict)  # and that image's digest
     ports: tuple[int, ...] = ()  # the host's port of each published one
     hosts: str = ""  # the text of its /etc/hosts
     is_container_host: bool = False

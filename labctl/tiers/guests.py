@@ -24,6 +24,7 @@ from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL
 from labctl.looks import Look, Presence
 from labctl.records import dataclass
 from labctl.resource.protocol import Resource
+from labctl.tiers import disks
 from labctl.tiers.common import life, waits_for
 from labctl.tiers.context import NodeFacts, Planned
 from labctl.tiers.plugs import DiskPlugs
@@ -54,18 +55,26 @@ def plan(facts: NodeFacts) -> Planned:
     short = hashlib.sha256(node.name.encode()).hexdigest()[:8]
     small = kernel.packed or kernel.kernel
     files = {"root": str(disk.disk), "config": str(disk.config), "kernel": small, "initrd": kernel.initrd}
+    further = {_file_of(d.name): made for d, made in zip(node.disks, disks.domain_disks(facts), strict=True)}
+    plugged = [_plug(f"{short}-{what}", path, disk.backing) for what, path in files.items()]
+    plugged += [replace(d, serial=f"{short}-{what}", bus="scsi") for what, d in further.items()]
     plugs = DiskPlugs(
         owner=lab.owner,
         name=node.name,
         node=node.name,
-        needs=(f"vmdisk:{node.name}", f"ready:{node.inside}"),
+        needs=(f"vmdisk:{node.name}", *disks.keys_of(facts), f"ready:{node.inside}"),
         host=host,
-        disks=tuple(_plug(f"{short}-{what}", path, disk.backing) for what, path in files.items()),
+        disks=tuple(plugged),
     )
     domain = _guest(facts, host, place, short)
     steps = life(facts, record, f"guest:{node.name}", REACH_SECONDS, mounts=mounts_of(facts))
-    resources: list[Resource] = [disk, plugs, domain, *steps]
+    resources: list[Resource] = [disk, *disks.made_of(facts), plugs, domain, *steps]
     return Planned(resources, record)
+
+
+def _file_of(disk: str) -> str:
+    """What a further disk is called in the host machine: files that are copied there end otherwise."""
+    return f"{disk}-disk"
 
 
 def _plug(serial: str, path: str, backing: str) -> DomainDisk:
@@ -86,9 +95,13 @@ def _guest(facts: NodeFacts, host: Domain, place: SshPlace, short: str) -> Guest
         for i, network in zip(facts.place.interfaces, facts.place.networks, strict=True)
     )
     bus = "xen" if xen else "virtio"
-    disks = (
+    all_disks = (
         DomainDisk(path=f"{_PLACE}/{short}-root", serial=ROOT_SERIAL, bus=bus),
         DomainDisk(path=f"{_PLACE}/{short}-config", serial=CONFIG_SERIAL, bus=bus, readonly=True),
+        *(
+            replace(made, path=f"{_PLACE}/{short}-{_file_of(d.name)}", format="raw", backing="")
+            for d, made in zip(node.disks, disks.domain_disks(facts), strict=True)
+        ),
     )
     usual = domain_of(facts)
     plain = {field.name: getattr(usual, field.name) for field in fields(usual)}
@@ -103,7 +116,7 @@ def _guest(facts: NodeFacts, host: Domain, place: SshPlace, short: str) -> Guest
         "kernel": f"{_PLACE}/{short}-kernel.file",
         "initrd": f"{_PLACE}/{short}-initrd.file",
         "cmdline": kernel.xen_cmdline if xen else kernel.cmdline,
-        "disks": disks,
+        "disks": all_disks,
         "nics": nics,
         "console_log": "",
         "channels": (),
@@ -186,7 +199,8 @@ class Guest(Domain):
             "sh",
             "-s",
             _PLACE,
-            *(f"{self.short}-{what}" for what in ("root", "config", "kernel", "initrd")),
+            *(f"{self.short}-{what}" for what in ("kernel", "initrd")),
+            *(Path(disk.path).name for disk in self.disks),
         ]
         done = machine.run(argv, input=script.encode(), user="0", timeout=_FILES_SECONDS, own_tools=True)
         if done.code:

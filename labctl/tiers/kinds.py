@@ -15,6 +15,7 @@ KINDS = {
     "keeper": "labctl.tiers.container:LabKeeper",
     "container": "labctl.tiers.container:ContainerNode",
     "vmdisk": "labctl.tiers.vmdisk:VmDisk",
+    "disk": "labctl.tiers.disks:NodeDisk",
     "libvirtd": "labctl.hypervisor.daemon:LibvirtDaemon",
     "domain": "labctl.hypervisor.domain:Domain",
     "plugs": "labctl.tiers.plugs:DiskPlugs",

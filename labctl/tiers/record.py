@@ -41,6 +41,22 @@ class InterfaceRecord:
 
 
 @dataclass(frozen=True)
+class DiskRecord:
+    """A further disk of a virtual machine.  `size` in bytes, 0: not known before it is made."""
+
+    name: str
+    serial: str
+    path: str
+    format: str
+    bus: str
+    size: int = 0
+    read_only: bool = False
+    mount: str = ""
+    backing: str = ""
+    digest: str = ""  # of the image whose file system it holds
+
+
+@dataclass(frozen=True)
 class NodeRecord:
     """One node.  `tier` is the one that runs; `asked` the one that the profile wanted."""
 
@@ -58,6 +74,7 @@ class NodeRecord:
     remedy: str = ""
     interfaces: tuple[InterfaceRecord, ...] = ()
     ports: tuple[PortRecord, ...] = ()
+    disks: tuple[DiskRecord, ...] = ()
     ssh: SshPlace | None = None
     domain: str = ""
     uri: str = ""

@@ -11,6 +11,7 @@ from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Memo
 from labctl.profile.models import Vm
 from labctl.profile.types import Devices, Hypervisor
 from labctl.resource.protocol import Resource
+from labctl.tiers import disks
 from labctl.tiers.common import life, record_of, volume_keys, volume_source, waits_for
 from labctl.tiers.context import NodeFacts, Planned, bridge_keys
 from labctl.tiers.management import reached_at
@@ -32,7 +33,7 @@ def plan(facts: NodeFacts) -> Planned:
     steps = life(
         facts, record, f"domain:{facts.node.name}", REACH_SECONDS[facts.choice.tier], mounts=mounts_of(facts)
     )
-    resources: list[Resource] = [disk, domain, *steps]
+    resources: list[Resource] = [disk, *disks.made_of(facts), domain, *steps]
     return Planned(resources, record)
 
 
@@ -48,6 +49,7 @@ def record_of_vm(facts: NodeFacts) -> NodeRecord:
         domain=f"{lab.name}.{name}",
         uri=lab.uri,
         memory=facts.node.memory or DEFAULT_MEMORY,
+        disks=disks.records_of(facts),
         cpus=float(facts.node.vcpus) if facts.node.vm and facts.node.vm.topology else facts.node.cpus or 1,
     )
 
@@ -60,7 +62,8 @@ def tag_of(number: int) -> str:
 def mounts_of(facts: NodeFacts) -> tuple[str, ...]:
     """The folders that the machine mounts as it boots."""
     node = facts.node
-    return (*(mount.target for mount in node.volumes), *(memory.target for memory in node.tmpfs))
+    volumes = (disk.mount for disk in node.disks if disk.mount)
+    return (*volumes, *(mount.target for mount in node.volumes), *(memory.target for memory in node.tmpfs))
 
 
 def disk_of(facts: NodeFacts) -> VmDisk:
@@ -84,6 +87,7 @@ def disk_of(facts: NodeFacts) -> VmDisk:
         stop_seconds=node.stop_timeout,
         hosts_containers=facts.is_container_host,
         init=node.init,
+        volumes=disks.volumes_of(facts),
         shares=tuple(Share(tag_of(n), m.target, m.read_only) for n, m in enumerate(node.volumes)),
         memories=tuple(Memory(t.target, t.size or 0, t.mode or "1777") for t in node.tmpfs),
         read_only=node.read_only,
@@ -116,12 +120,14 @@ def domain_of(facts: NodeFacts) -> Domain:
     # Nor can a shared folder be taken into a snapshot: its daemon's state is on this host.
     parks = facts.image.arch == "x86_64" and not node.init and not node.volumes
     cmdline = kernel.xen_cmdline if xen else kernel.cmdline
+    further = disks.domain_disks(facts)
     return Domain(
         owner=lab.owner,
         name=node.name,
         node=node.name,
         needs=(
             f"vmdisk:{node.name}",
+            *disks.keys_of(facts),
             *volume_keys(node),
             *bridge_keys(facts),
             *(("libvirtd:libvirtd",) if lab.libvirt_home else ()),
@@ -148,7 +154,7 @@ def domain_of(facts: NodeFacts) -> Domain:
         cmdline=f"{cmdline} {WORD}" if parks and cmdline else cmdline,
         hypervisor=facts.hypervisor,
         hypervisor_args=_xen_args(facts) if xen else "",
-        scsi=node.hypervisor is not None,
+        scsi=node.hypervisor is not None or any(disk.bus == "scsi" for disk in further),
         disks=(
             DomainDisk(
                 path=str(disk.disk),
@@ -161,6 +167,7 @@ def domain_of(facts: NodeFacts) -> Domain:
                 io=str(made.disk_io or ""),
             ),
             DomainDisk(path=str(disk.config), format="raw", serial=CONFIG_SERIAL, readonly=True, bus=bus),
+            *further,
             # Found by their serial, which only virtio has; without one the image is sent over SSH.
             *(
                 DomainDisk(path=path, format="raw", serial=disk_serial(digest), readonly=True)

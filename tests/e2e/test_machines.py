@@ -28,6 +28,11 @@ nodes:
     tmpfs: {/scratch: 8MiB}
     read_only: true
     vm: {topology: {cores: 2}, pin: 0, balloon: true, disk_cache: writeback, disk_io: threads}
+    disks:
+      data: {size: 64MiB, mount: /data}
+      slow: {size: 32MiB, bus: scsi, format: raw, cache: none, io: native, serial: s-1, mount: "/slow one"}
+      tools: {image: micro, read_only: true, mount: /tools}
+      given: {source: ./given.img}
     files: {/etc/motd: hello}
     command: [sh, -c, "echo served; exec sleep 1000"]
   c: {volumes: ["data:/srv"]}
@@ -63,6 +68,8 @@ def test_folders_memory_and_a_sealed_root(
     lab = Lab(home, tmp_path, "share", SHARING)
     (tmp_path / "shown").mkdir()
     (tmp_path / "shown" / "word").write_text("from the host")
+    given = tmp_path / "given.img"
+    given.write_bytes(b"given".ljust(1 << 20, b"."))
     lab.up()
     assert lab.sh("m", "cat /mnt/shown/word") == "from the host"
     assert lab.code("m", "echo no >/mnt/shown/word") == 1, "it is mounted read-only"
@@ -75,6 +82,24 @@ def test_folders_memory_and_a_sealed_root(
     assert lab.code("m", "touch /etc/x") == 1 and lab.code("m", "touch /root/x") == 1, "/ is read-only"
     assert lab.good("logs", "share/m").strip() == "served", "its output is kept all the same"
 
+    by_serial = "for d in /sys/block/vd*; do grep -qx given $d/serial && echo ${d##*/}; done"
+    device = lab.sh("m", by_serial)
+    assert (
+        lab.sh("m", f"head -c 5 /dev/{device}; echo; blockdev --getsize64 /dev/{device}") == "given\n1048576"
+    )
+    lab.sh("m", f"printf wrote >/dev/{device}; sync; echo kept | tee /data/x >'/slow one/x'")
+    assert lab.sh("m", "ls /tools/bin/busybox; grep -c ' /slow.040one ext4 ' /proc/mounts").endswith("\n1")
+    assert lab.code("m", "touch /tools/x") == 1
+    assert lab.sh("m", "cat /sys/block/sda/device/vpd_pg80 | tail -c 3") == "s-1"
+    disks = {disk["name"]: disk for disk in lab.status()["m"]["disks"]}
+    assert [disks["data"][key] for key in ("size", "format", "bus", "mount")] == [
+        64 << 20,
+        "qcow2",
+        "virtio",
+        "/data",
+    ]
+    assert disks["slow"]["format"] == "raw" and disks["given"]["size"] == 1 << 20
+
     assert lab.sh("m", "nproc; cat /sys/devices/system/cpu/cpu*/topology/core_id") == "2\n0\n1"
     assert lab.sh("m", "cat /sys/bus/virtio/drivers/virtio_balloon/virtio*/device") == "0x0005"
     assert affinities("share.m") == {"0"}
@@ -82,7 +107,9 @@ def test_folders_memory_and_a_sealed_root(
     lab.good("restart", "share/m")
     assert lab.sh("m", "cat '/srv/my data/m' '/srv/my data/c'; ls /scratch") == "one\ntwo"
     assert lab.code("m", "touch /etc/x") == 1
+    assert lab.sh("m", f"cat /data/x '/slow one/x'; head -c 5 /dev/$({by_serial})") == "kept\nkept\nwrote"
     lab.down()
+    assert given.read_bytes()[:6] == b"given.", "what the machine wrote went to a layer"
     assert (tmp_path / "shown" / "word").read_text() == "from the host"
     assert host_inventory() == []
 

@@ -24,7 +24,10 @@ PROFILE = f"""
 name: xenlab
 defaults: {{image: micro, command: {listener()}, memory: 128MiB}}
 nodes:
-  para: {{tier: para, files: [{{path: /var/www/who, content: para}}]}}
+  para:
+    tier: para
+    files: [{{path: /var/www/who, content: para}}]
+    disks: {{data: {{size: 64MiB, mount: /data}}, tools: {{image: micro, read_only: true, mount: /tools}}}}
   emu: {{tier: emulation, files: [{{path: /var/www/who, content: emu}}]}}
   box: {{files: [{{path: /var/www/who, content: box}}], memory: null}}
 """
@@ -59,7 +62,10 @@ def test_a_para_node_is_a_node_like_any_other(
 
     proof = lab.sh("para", "cat /sys/hypervisor/type /sys/hypervisor/guest_type; dmesg")
     assert proof.split()[:2] == ["xen", "PV"] and "Hypervisor detected: Xen PV" in proof
-    assert lab.sh("para", "hostname; ls /sys/block").split() == ["para", "xvda", "xvdb"]
+    assert lab.sh("para", "hostname; ls /sys/block").split() == [
+        "para",
+        *(f"xvd{letter}" for letter in "abcd"),
+    ]
 
     for one in NODES:
         assert lab.code(one, "exit 37") == 37
@@ -74,6 +80,7 @@ def test_a_para_node_is_a_node_like_any_other(
 
     (tmp_path / "sent").write_text("there and back\n")
     lab.good("cp", str(tmp_path / "sent"), "xenlab/para:/root/kept")
+    assert lab.code("para", "test -x /tools/bin/busybox && ! touch /tools/x && echo more >/data/kept") == 0
     lab.good("pause", "xenlab/para")
     assert lab.states()["para"] == "paused"
     lab.good("resume", "xenlab/para")
@@ -96,6 +103,7 @@ def test_a_para_node_is_a_node_like_any_other(
     assert killed.returncode == -9, killed.stderr
     lab.up(timeout=600)
     assert lab.sh("para", "cat /root/kept") == "there and back", "its disk is on this host"
+    assert lab.sh("para", "cat /data/kept") == "more"
 
     killed = lab.run("down", "xenlab", LABCTL_FAULT="kill@unmake:after:guest:para")
     assert killed.returncode == -9, killed.stderr

@@ -72,6 +72,22 @@ CASES = {
         shares=(DomainShare(path="/lab/volumes/data", tag="labshare0"),),
     ),
     "shared": domain(shares=(DomainShare(path="/lab/volumes/data", tag="labshare0"),)),
+    "disks": domain(
+        scsi=True,
+        disks=(
+            *domain().disks,
+            DomainDisk(path="/lab/disk-data.qcow2", format="qcow2", serial="data"),
+            DomainDisk(path="/lab/disk-fast.raw", serial="fast", bus="scsi", cache="none", io="native"),
+            DomainDisk(path="/srv/tools.img", serial="tools", bus="sata", readonly=True),
+            DomainDisk(
+                path="/lab/disk-given.qcow2",
+                format="qcow2",
+                serial="SN-1",
+                backing="/srv/given.qcow2",
+                backing_format="qcow2",
+            ),
+        ),
+    ),
     "rich": domain(
         graphics=True, balloon=True, channels=("org.labctl.0",), firmware="/usr/share/qemu/qboot.rom"
     ),
@@ -121,9 +137,10 @@ def test_libvirt_reads_it_as_it_was_meant(case: str) -> None:
         s.path for s in item.shares
     ]
     drivers = [disk.find("driver") for disk in read.iterfind("devices/disk")]
-    assert [(d.get("cache"), d.get("io") or "") for d in drivers if d is not None] == [
+    # libvirt puts them in the order of their buses.
+    assert sorted((d.get("cache"), d.get("io") or "") for d in drivers if d is not None) == sorted(
         (disk.cache, disk.io) for disk in item.disks
-    ]
+    )
     hidden = item.type == "kvm" and not item.kvm_paravirt
     assert (read.find("features/kvm/hidden") is not None) == hidden
     assert (read.find("clock/timer[@name='kvmclock']") is not None) == hidden
