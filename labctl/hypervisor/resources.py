@@ -38,6 +38,12 @@ def refuse_without_hugepages(name: str, memory: int) -> None:
         )
 
 
+def swap_bytes() -> int:
+    """The host's swap space, used or not (proc(5), meminfo)."""
+    words = dict(line.split(":", 1) for line in Path(MEMINFO).read_text().splitlines())
+    return int(words.get("SwapTotal", "0 kB").split()[0]) * 1024
+
+
 def _hugepages() -> tuple[int, int]:
     """Free ones of the usual size, and that size in bytes."""
     words = dict(line.split(":", 1) for line in Path(MEMINFO).read_text().splitlines())

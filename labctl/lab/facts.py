@@ -18,7 +18,7 @@ from labctl.profile.types import Devices, Engine, Hypervisor, Isolation, Tier
 from labctl.tiers import is_uml
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
 from labctl.tiers.disks import disk_key
-from labctl.tiers.hosts import crowded, with_hosts
+from labctl.tiers.hosts import DEFAULT_GUEST, crowded, with_hosts
 from labctl.tiers.management import with_management
 from labctl.tiers.seed import seed_of
 from labctl.tiers.select import Ability, Probe, choose
@@ -106,14 +106,42 @@ def check_room(profile: Profile, chosen: Mapping[str, Choice]) -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for node in profile.nodes.values():
         if not chosen[node.name].skipped and node.memory and node.memory > total:
-            raise HostCannot(
-                f"node {node.name} wants {node.memory >> 20} MiB of memory; this host has {total >> 20} MiB",
-                hint=f"lower nodes.{node.name}.memory",
+            guests = sum(
+                n.inside == node.name and n.tier is not Tier.CONTAINER for n in profile.nodes.values()
             )
+            inside = f" with the {guests} machines inside it" if guests else ""
+            raise HostCannot(
+                f"node {node.name}{inside} wants {node.memory >> 20} MiB of memory; this host has "
+                f"{total >> 20} MiB",
+                hint="fewer of them, or smaller ones" if guests else f"lower nodes.{node.name}.memory",
+            )
+    _refuse_too_much(profile, chosen, total)
     for name, wrong in crowded(profile).items():
         if not chosen[name].skipped:
             hint = f"raise nodes.{name}.memory, or give it fewer machines or smaller ones"
             raise HostCannot(wrong, hint=hint)
+
+
+def _refuse_too_much(profile: Profile, chosen: Mapping[str, Choice], memory: int) -> None:
+    """Refuse machines whose memory together is more than this host's `memory` (bytes) and swap space.
+
+    What is inside of a machine is in that machine's memory.  Raises HostCannot with the sum.
+    """
+    machines = [node for node in profile.nodes.values() if is_vm(node, chosen) and not node.inside]
+    wanted = sum(node.memory or DEFAULT_GUEST for node in machines)
+    if wanted <= memory:
+        return
+    from labctl.hypervisor.resources import swap_bytes
+
+    memory += swap_bytes()
+    if wanted > memory:
+        most = max(machines, key=lambda node: node.memory or DEFAULT_GUEST)
+        size = (most.memory or DEFAULT_GUEST) >> 20
+        raise HostCannot(
+            f"the {len(machines)} machines of lab {profile.name} take {wanted >> 20} MiB of memory together; "
+            f"this host has {memory >> 20} MiB",
+            hint=f"fewer machines, or smaller ones: {most.name} takes {size} MiB",
+        )
 
 
 def check_sources(profile: Profile, chosen: Mapping[str, Choice]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,18 @@ def test_an_image_that_cannot_be_built_for_it(home: Home, tmp_path: Path) -> Non
     )
     said = lab.up_fails(4)
     assert "base" in said and "arm64" in said and "micro" in said
+    assert lab.labs() == []
+
+
+def test_more_machines_than_the_host_has_memory_for(home: Home, tmp_path: Path) -> None:
+    each = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 >> 20
+    many = f"{{tier: emulation, image: micro, memory: {each}MiB, replicas: 100}}"
+    lab = Lab(home, tmp_path, "many", f"name: many\nnodes: {{m: {many}}}\n")
+    told = lab.up_fails(4)
+    assert f"the 100 machines of lab many take {100 * each} MiB of memory together; this host has" in told
+    lab.write("name: many\nnodes: {m: {tier: para, image: micro, arch: aarch64}}\n")
+    told = lab.up_fails(4)
+    assert "para runs the host's own architecture" in told and "not aarch64" in told
     assert lab.labs() == []
 
 

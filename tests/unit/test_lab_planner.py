@@ -15,7 +15,7 @@ from labctl.home import Home
 from labctl.hypervisor.domain import Domain
 from labctl.image.model import ImageConfig
 from labctl.lab import addresses, planner
-from labctl.lab.facts import arch_of, kernel_of
+from labctl.lab.facts import arch_of, check_room, kernel_of
 from labctl.lab.names import lab_id
 from labctl.looks import Owner
 from labctl.profile import Profile, load, load_text
@@ -287,3 +287,30 @@ def test_a_host_of_the_profile_is_completed_and_measured() -> None:
     small = text.replace("hypervisor: xen", "hypervisor: xen, memory: 512MiB")
     told = crowded(with_hosts(profile_of(small), abilities(WITH_XEN), "x86_64", "auto"))
     assert "h has 512 MiB of memory; with 1 machine inside it needs 1436 MiB" in told["h"]
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (
+            "tier: emulation",
+            r"^the 20 machines of lab lab take 20971520 MiB of memory together; this host has",
+        ),
+        (
+            "tier: para",
+            r"^node xen-host with the 20 machines inside it wants \d+ MiB of memory; this host has",
+        ),
+    ],
+)
+def test_machines_that_together_take_more_memory_than_the_host_has(
+    node: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = {"SC_PAGE_SIZE": 1 << 20, "SC_PHYS_PAGES": 4 << 20}  # 4 TiB, which hold four of them
+    monkeypatch.setattr("labctl.lab.facts.os.sysconf", pages.__getitem__)
+    ability = abilities(WITH_XEN)
+    profile = profile_of(f"nodes: {{m: {{{node}, memory: 1TiB, replicas: 20}}}}")
+    profile = with_hosts(profile, ability, "x86_64", "auto")
+    chosen = choose(profile, "x86_64", ability, skip_unavailable=False, fallback="")
+    with pytest.raises(HostCannot, match=said) as caught:
+        check_room(profile, chosen)
+    assert "smaller ones" in caught.value.hint
