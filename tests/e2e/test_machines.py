@@ -167,9 +167,11 @@ def test_a_machine_shares_folders_only(home: Home, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_kernel_that_panics_is_told(home: Home, tmp_path: Path) -> None:
-    lab = Lab(home, tmp_path, "panic", "name: panic\nnodes: {m: {tier: emulation, image: micro}}\n")
+    disk = "s: {size: 16MiB, bus: sata, mount: /s}"
+    profile = f"name: panic\nnodes: {{m: {{tier: emulation, image: micro, disks: {{{disk}}}}}}}\n"
+    lab = Lab(home, tmp_path, "panic", profile)
     lab.up()
-    lab.sh("m", "echo kept >/root/kept; sync")
+    lab.sh("m", "echo kept | tee /root/kept >/s/kept; sync")
     driver = "/sys/bus/platform/drivers/pvpanic-mmio/QEMU0001:00"
     until(lambda: lab.code("m", f"test -e {driver}") == 0, "its driver is loaded", 60)
     # From behind, so that the session ends well: one that is cut off is noticed a minute later.
@@ -177,5 +179,5 @@ def test_a_kernel_that_panics_is_told(home: Home, tmp_path: Path) -> None:
     until(lambda: lab.states()["m"] == "failed", "it has ended", 60)
     assert "its kernel panicked: sysrq triggered crash" in lab.status()["m"]["reason"]
     lab.up()
-    assert lab.states() == {"m": "ready"} and lab.sh("m", "cat /root/kept") == "kept"
+    assert lab.states() == {"m": "ready"} and lab.sh("m", "cat /root/kept /s/kept") == "kept\nkept"
     lab.down()
