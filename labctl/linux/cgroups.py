@@ -158,9 +158,10 @@ class Cgroup:
                 try:
                     write(f"{folder}/cgroup.subtree_control", "+" + name)
                 except SyscallError as error:
-                    # EBUSY: processes live in this folder; EINVAL, ENOENT, EOPNOTSUPP: not for us.
-                    # A limit that then can't be set is reported when it is set.
-                    if error.errno not in (16, 22, 2, 95):
+                    # EBUSY: processes live in this folder; EINVAL, ENOENT, EOPNOTSUPP: not for us; EPERM,
+                    # EACCES: above what was delegated.  A limit that then can't be set is reported when it
+                    # is set.
+                    if error.errno not in (16, 22, 2, 95, 1, 13):
                         raise
             folder += "/" + part
 

@@ -30,6 +30,9 @@ FILES = {
 }
 """The same names as files in /proc/PID/ns."""
 
+ORDINARY = os.geteuid() != 0
+"""Whether an ordinary user started us; still so where a namespace of ours makes that user root."""
+
 IdMap = tuple[int, int, int]
 """(first id inside, first id outside, how many)."""
 
@@ -92,9 +95,21 @@ def first_ids(pid: int | str) -> tuple[int, int]:
 
 def become(uid: int, gid: int) -> None:
     """Take these ids, without further groups.  Raises OSError."""
-    os.setgroups([])
+    set_groups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
+
+
+def set_groups(groups: list[int]) -> None:
+    """Take these further groups.  Raises OSError.
+
+    An ordinary user who has mapped no other group may not even let go of its own (user_namespaces(7)).
+    """
+    try:
+        os.setgroups(groups)
+    except PermissionError:
+        if groups or not ORDINARY:
+            raise
 
 
 def pin(path: str, kind: str, *, user: str = "", uids: list[IdMap] | None = None) -> None:

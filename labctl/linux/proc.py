@@ -67,6 +67,22 @@ def inner_pid(pid: int) -> int | None:
     return None
 
 
+def in_namespace_of(pid: int, name: str) -> list[int]:
+    """The processes, as far as we may ask, that share a namespace (a file of /proc/PID/ns) with `pid`."""
+    try:
+        wanted = os.readlink(f"/proc/{pid}/ns/{name}")
+    except OSError:
+        return []
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and os.readlink(f"/proc/{entry}/ns/{name}") == wanted:
+                found.append(int(entry))
+        except OSError:
+            continue  # gone meanwhile, or somebody else's
+    return sorted(found)
+
+
 _boot_id = ""
 
 

@@ -38,6 +38,10 @@ def kill(store: Store, id_: str, signal: int, layout: Layout, *, everything: boo
             raise ContainerError("container not running")
         everything = True
     if everything:
+        if document.get("cgroup") == "":
+            for pid in state.processes(store, document, layout):
+                _send(pid, signal)
+            return
         group = state.cgroup_of(document, layout)
         if signal == 9:
             group.kill()
@@ -58,6 +62,13 @@ def kill(store: Store, id_: str, signal: int, layout: Layout, *, everything: boo
         os.close(fd)
 
 
+def _send(pid: int, signal: int) -> None:
+    try:
+        os.kill(pid, signal)
+    except ProcessLookupError:
+        return
+
+
 def _shares_pids(store: Store, id_: str, document: Document) -> bool:
     """Whether its processes are in a pid namespace that is not its own, and in a group that is."""
     rows = (store.config(id_).get("linux") or {}).get("namespaces") or ()
@@ -72,7 +83,7 @@ def freeze(store: Store, id_: str, layout: Layout, on: bool) -> None:
     wanted = ("running", "created") if on else ("paused",)
     if now not in wanted:
         raise ContainerError("container not running" if on else "container not paused")
-    state.cgroup_of(document, layout).freeze(on)
+    state.own_cgroup(document, layout, "pause" if on else "resume").freeze(on)
 
 
 def update(store: Store, id_: str, resources: dict[str, Any], layout: Layout) -> None:
@@ -80,9 +91,13 @@ def update(store: Store, id_: str, resources: dict[str, Any], layout: Layout) ->
     document = store.read(id_)
     if not state.running_pid(document):
         raise ContainerError("container not running")
+    group = state.own_cgroup(document, layout, "update")
+    if document.get("scope"):
+        from labctl.runtime import scope
+
+        scope.update(document, resources)
     held = list(document.get("controllers") or ())
     extra = [name for name in limits.extra_controllers(resources) if name not in held]
-    group = state.cgroup_of(document, layout)
     if any(name in layout.v1 for name in extra):
         group = Cgroup(group.path, layout, [*held, *extra])
         pids = state.cgroup_of(document, layout).procs()
@@ -202,6 +217,10 @@ def delete(store: Store, ids: Iterable[str], layout: Layout, *, force: bool) -> 
         try:
             if fd >= 0 and not pidfds.ended(fd, 10.0):
                 raise ContainerError(f"process {document['pid']} is still there 10 s after SIGKILL")
+            if document.get("scope"):
+                from labctl.runtime import scope
+
+                scope.stop(document)
             if group is not None:
                 group.remove()
             hooks_left = (store.config(id_).get("hooks") or {}).get("poststop") or []

@@ -36,11 +36,12 @@ _SHORT = {"b": "bundle", "d": "detach", "f": "config"}
 _FORWARDED = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "CONT", "WINCH", "ALRM")
 
 
-def _job(given: options.Options, id_: str, *, wait: bool) -> Job:
+def _job(given: options.Options, id_: str, context: Context, *, wait: bool) -> Job:
     state.check_id(id_)
     job = Job(id_, given.text("bundle") or ".", stdio=(0, 1, 2))
     job.wait_for_start = wait
     job.all_groups = True
+    job.by_systemd = context.by_systemd
     job.pivot = not given.flag("no_pivot")
     job.new_keyring = not given.flag("no_new_keyring")
     asked = given.number("preserve_fds") or 0
@@ -140,7 +141,7 @@ def _launch(store: Store, job: Job, verb: str, given: options.Options) -> None:
 def create(words: list[str], context: Context) -> int:
     """labrun create ID."""
     given = options.parse(words, _CREATE, _SHORT, anywhere=True)
-    job = _job(given, one_name(given, "create"), wait=True)
+    job = _job(given, one_name(given, "create"), context, wait=True)
     _check_terminal(job, given.text("console_socket"), detached=True)
     _launch(Store(context.root), job, "create", given)
     return 0
@@ -205,7 +206,7 @@ def run(words: list[str], context: Context) -> int:
     given = options.parse(words, _RUN, _SHORT, anywhere=True)
     id_ = one_name(given, "run")
     detached = given.flag("detach")
-    job = _job(given, id_, wait=False)
+    job = _job(given, id_, context, wait=False)
     _check_terminal(job, given.text("console_socket"), detached=detached)
     store = Store(context.root)
     early: list[int] = []

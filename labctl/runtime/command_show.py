@@ -58,6 +58,17 @@ def show_state(words: list[str], context: Context) -> int:
     return 0
 
 
+def _owner(folder: str) -> str:
+    """Who a container belongs to, "#NUMBER" where that id has no name, as in runc."""
+    import pwd
+
+    uid = os.stat(folder).st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
 def show_list(words: list[str], context: Context) -> int:
     """labrun list."""
     given = options.parse(
@@ -67,8 +78,8 @@ def show_list(words: list[str], context: Context) -> int:
     rows = []
     for id_ in store.ids():
         try:
-            rows.append(_row(store, id_, layout))
-        except NotFoundError:
+            rows.append({**_row(store, id_, layout), "owner": _owner(store.folder(id_))})
+        except (NotFoundError, FileNotFoundError):
             continue  # removed while we looked
     if given.flag("quiet"):
         sys.stdout.write("".join(f"{row['id']}\n" for row in rows))
@@ -77,7 +88,7 @@ def show_list(words: list[str], context: Context) -> int:
     elif given.text("format") in ("", "table"):
         table = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
         table += [
-            (row["id"], str(row["pid"]), row["status"], row["bundle"], row["created"], row["owner"] or "root")
+            (row["id"], str(row["pid"]), row["status"], row["bundle"], row["created"], row["owner"])
             for row in rows
         ]
         widths = [max(9, *(len(row[column]) for row in table)) + 3 for column in range(6)]
@@ -94,8 +105,9 @@ def show_ps(words: list[str], context: Context) -> int:
     given = options.parse(words, {"format": "text"}, {"f": "format"})
     if not given.words:
         raise ContainerError('labrun: "ps" requires a minimum of 1 argument(s)')
-    document = Store(context.root).read(given.words[0])
-    pids = state.cgroup_of(document, Layout.detect()).procs()
+    store = Store(context.root)
+    document = store.read(given.words[0])
+    pids = state.processes(store, document, Layout.detect())
     kind = given.text("format") or "table"
     if kind == "json":
         _print_line(pids)
@@ -131,7 +143,7 @@ def show_events(words: list[str], context: Context) -> int:
     interval = _seconds(given.text("interval") or "5s")
     if interval <= 0:
         raise ContainerError("duration interval must be greater than 0")
-    group = state.cgroup_of(document, layout)
+    group = state.own_cgroup(document, layout, "watch")
     known = limits.stats(group).get("oom_kills", 0)
     last = 0.0
     while state.running_pid(document):
@@ -177,7 +189,7 @@ def show_features(words: list[str], context: Context) -> int:
             "linux": {
                 "namespaces": sorted(namespaces.FLAGS),
                 "capabilities": capabilities.names(capabilities.known()),
-                "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
+                "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
                 "seccomp": {
                     "enabled": bool(native),
                     "actions": sorted(seccomp.ACTIONS),

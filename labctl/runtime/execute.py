@@ -49,6 +49,7 @@ class Target:
         self.first = (0, 0)  # uid and gid to begin with
         self.exact = False  # whether the control group was asked for, and no other will do
         self.state: dict[str, Any] = {}
+        self.scope = ""  # the unit of an ordinary user's manager that its group belongs to
 
     @classmethod
     def of_container(
@@ -65,6 +66,8 @@ class Target:
         group = state.cgroup_of(document, where) if document.get("cgroup") else None
         found = cls(document["pid"], config, group, list(sources.namespace_paths(config)))
         found.state = state.oci(document, now)
+        if namespaces.ORDINARY:
+            found.scope = document.get("scope") or ""
         return found
 
     def below(self, asked: Sequence[str]) -> None:
@@ -267,6 +270,11 @@ def _join(target: Target) -> list[int]:
     """
     group = target.group
     if group is None:
+        return []
+    if target.scope and not target.exact:
+        from labctl.runtime import scope
+
+        scope.join(target.scope, os.getpid())
         return []
     try:
         if group.v1:

@@ -29,12 +29,11 @@ class Plan:
     `stdio` are its descriptors 0, 1, 2; `fifo` an O_PATH descriptor to wait on before execve, or -1,
     and `started` its writing end from then on;
     `terminal` makes a pseudo terminal and sends its master; `preserve` further descriptors 3 … to keep;
-    `joined` are the namespace types that are entered by path, `cgroups` the folders of `Cgroup.by_name`;
+    `joined` are the namespace types that are entered by path;
     `pivot` is off for a root on a ramdisk (--no-pivot), `new_keyring` for --no-new-keyring.
     """
 
     __slots__ = (
-        "cgroups",
         "config",
         "fifo",
         "joined",
@@ -56,7 +55,6 @@ class Plan:
         self.started = -1
         self.pivot = True
         self.new_keyring = True
-        self.cgroups: dict[str, str] = {}
         self.terminal = bool((config.get("process") or {}).get("terminal"))
         self.preserve: list[int] = []
         spaces = sources.namespace_paths(config)
@@ -90,11 +88,14 @@ def _report(plan: Plan, channel: Channel, text: str, code: int) -> None:
 
 def _run(plan: Plan, channel: Channel) -> None:
     sc.prctl(sc.PR_SET_PDEATHSIG, 9)
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)  # until execve nothing in the container may look into this process
+    if not namespaces.ORDINARY:
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)  # until execve nothing in the container may look into this process
     keep_only({channel.fileno(), plan.fifo, *plan.stdio, *plan.preserve})
     message, fds = channel.receive()
     if message is None or "go" not in message:
         os._exit(1)  # the parent is gone before anything was promised
+    # Only now for an ordinary user's: until it has its ids its parent must reach its files in /proc.
+    sc.prctl(sc.PR_SET_DUMPABLE, 0)
     # From here on the container lives without its parent.
     sc.prctl(sc.PR_SET_PDEATHSIG, 0)
     spaces = sources.namespace_paths(plan.config)
@@ -152,10 +153,15 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
     # Of the host's proc, where the container's image can't put anything in the way.
     sysctl = os.open("/proc/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if "mount" in spaces:
-        root, sysfs = fds[0], fds[1] if message["sysfs"] else -1
-        binds = fds[2 if message["sysfs"] else 1 :]
-        builder = RootBuilder(config, root, binds, sysfs, plan.cgroups, userns=plan.userns)
-        builder.build(message["state"]["bundle"])
+        bundle, groups = message["state"]["bundle"], message["cgroups"]
+        if namespaces.ORDINARY:  # the right to mount is only in here
+            root, sysfs = sources.make_root(config, bundle, None, -1), -1
+            binds = sources.make_binds(config, bundle, -1)
+        else:
+            root, sysfs = fds[0], fds[1] if message["sysfs"] else -1
+            binds = fds[2 if message["sysfs"] else 1 :]
+        builder = RootBuilder(config, root, binds, sysfs, groups, userns=plan.userns)
+        builder.build(bundle)
         _hooks(plan, message["state"], "createContainer", "creating")
         builder.enter(pivot=plan.pivot)
     else:

@@ -12,13 +12,14 @@ import os
 import select
 import time
 
-from labctl.linux import cgroups, devices, limits, namespaces, pidfds, proc
+from labctl.linux import cgroups, namespaces, pidfds, proc
 from labctl.linux import syscalls as sc
-from labctl.linux.cgroups import Cgroup, Layout
+from labctl.linux.cgroups import Layout
 from labctl.linux.mounts import OverlayMaker
 from labctl.runtime import init, process, sources, spec, state
 from labctl.runtime.channel import Channel
 from labctl.runtime.errors import ContainerError, debug
+from labctl.runtime.groups import Place
 from labctl.runtime.state import Store
 
 TYPE_CHECKING = False
@@ -40,15 +41,15 @@ class Job:
         self.loaded: tuple[dict[str, Any], str] | None = None  # when its config.json has been read already
         self.wait_for_start = False
         self.preserve: list[int] = []
-        self.cgroup_path = ""
         self.all_groups = False
+        self.by_systemd = False
         self.new_keyring = True
         self.pivot = True
         self.error = ""
         self.code = 1
         self.config: dict[str, Any] = {}
         self.document: dict[str, Any] = {}
-        self.cgroup: Cgroup | None = None
+        self.place: Place | None = None
         self.channel: Channel | None = None
         self.pid = 0
         self.pidfd = -1
@@ -71,56 +72,29 @@ class Job:
         if not self.config.get("process") and not self.wait_for_start:
             raise ContainerError(f"{self.bundle}/config.json: process is missing")
         process.preload(self.config)
-        linux = self.config.get("linux") or {}
-        resources = linux.get("resources") or {}
+        if namespaces.ORDINARY:
+            from labctl.runtime import rootless
+
+            rootless.check(self.config)
         notes = dict(self.config.get("annotations") or {})
-        path = cgroups.systemd_path(self.cgroup_path or linux.get("cgroupsPath") or f"/{self.id}")
-        rules = self._device_rules(linux)
-        extra = limits.extra_controllers({**resources, "devices": rules})
-        if self.all_groups:  # as runc: else it would stay in its engine's groups elsewhere
-            extra += [name for name in layout.v1 if "=" not in name and name not in (*extra, *cgroups.ALWAYS)]
-        self.cgroup = Cgroup(path, layout, extra)
-        self.document = state.new_document(self.id, self.bundle, notes, self.cgroup.path)
-        self.document["controllers"] = extra
+        place = Place(self.config, self.id, layout, everywhere=self.all_groups, by_systemd=self.by_systemd)
+        self.document = state.new_document(self.id, self.bundle, notes)
+        place.describe(self.document)
         if os.path.exists(f"{store.folder(self.id)}/state.json"):
             raise ContainerError(f"container with id exists: {self.id}")
         program = process.filter_of(self.config)
         if self.all_groups:
-            _refuse_taken(self.cgroup)
-        debug(f"container {self.id}: bundle {self.bundle}, cgroup {self.cgroup.path}")
+            place.refuse_taken()
+        debug(f"container {self.id}: bundle {self.bundle}, cgroup {self.document['cgroup']}")
         store.create(self.id, self.document, text)
         self.declared = True
-        self.cgroup.create()
-        limits.apply(self.cgroup, resources)
-        if rules:
-            devices.apply(self.cgroup, rules)
-        if address := notes.get(spec.ADDRESS):
-            self._keep_to(address)
+        self.place = place
+        place.make()
         self._plan = init.Plan(self.config, program, self._stdio(notes))
         self._plan.preserve = self.preserve
         self._plan.pivot, self._plan.new_keyring = self.pivot, self.new_keyring
-        self._plan.cgroups = self.cgroup.by_name()
         if self.wait_for_start:
             self._make_fifo(store)
-
-    def _device_rules(self, linux: dict[str, Any]) -> list[dict[str, Any]]:
-        """What is asked for.  Else, for who isn't kept from all devices by an own user namespace: the usual
-        ones and those of `linux.devices`.  A nested root has no say over devices."""
-        if namespaces.nested():
-            return []
-        asked = (linux.get("resources") or {}).get("devices")
-        if asked or sources.namespace_paths(self.config).get("user") is not None:
-            return list(asked or ())
-        own = [row for row in linux.get("devices") or () if row["type"] != "p"]
-        listed = [{**row, "type": row["type"].replace("u", "c"), "allow": True} for row in own]
-        return [{"allow": False, "access": "rwm"}, *listed]
-
-    def _keep_to(self, address: str) -> None:
-        from labctl.linux import oneaddress
-
-        if self.cgroup is None or not self.cgroup.v2:
-            raise ContainerError(f"cannot keep it to {address}: no cgroup2 file system is mounted here")
-        oneaddress.restrict(self.cgroup.v2, address)
 
     def _owner(self) -> tuple[int, int]:
         return namespaces.owner_outside(*spec.id_maps(self.config))
@@ -188,10 +162,13 @@ class Job:
             try:
                 user = os.open(spaces["user"], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 entered = _Entered(spaces, offsets)
+                if namespaces.ORDINARY:  # the right to the others is in there
+                    sc.setns(user, sc.CLONE_NEWUSER, spaces["user"])
                 entered.enter()
                 if spaces.get("mount"):
                     raise ContainerError("a mount namespace by path can't go with a user namespace by path")
-                sc.setns(user, sc.CLONE_NEWUSER, spaces["user"])
+                if not namespaces.ORDINARY:
+                    sc.setns(user, sc.CLONE_NEWUSER, spaces["user"])
                 pid, _ = sc.clone(flags & ~sc.CLONE_NEWUSER | sc.CLONE_PARENT)
                 if pid == 0:
                     init.run(self.plan, child)
@@ -217,7 +194,11 @@ class Job:
         """Id maps, limits that need our rights, and the pid on disk."""
         spaces = sources.namespace_paths(self.config)
         if spaces.get("user") == "":
-            namespaces.write_maps(self.pid, *spec.id_maps(self.config))
+            if namespaces.ORDINARY:
+                from labctl.runtime.rootless import write_maps
+            else:
+                from labctl.linux.namespaces import write_maps
+            write_maps(self.pid, *spec.id_maps(self.config))
         wanted = self.config.get("process") or {}
         process.raise_limits(self.pid, wanted)
         score = wanted.get("oomScoreAdj")
@@ -234,16 +215,20 @@ class Job:
         userns = -1
         try:
             spaces = sources.namespace_paths(self.config)
-            if "user" in spaces:
+            sysfs = -1
+            if "user" in spaces and not namespaces.ORDINARY:
                 userns = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            sysfs = sources.inside_network(self.config, userns)
-            if "mount" in spaces:
+            if not namespaces.ORDINARY:
+                sysfs = sources.inside_network(self.config, userns)
+            if "mount" in spaces and not namespaces.ORDINARY:
                 fds.append(sources.make_root(self.config, self.bundle, maker, userns))
                 if sysfs >= 0:
                     fds.append(sysfs)
                 fds += sources.make_binds(self.config, self.bundle, userns)
             oci = state.oci({**self.document, "annotations": {}}, "creating")  # it has its annotations
-            self.channel.send({"go": True, "sysfs": sysfs >= 0, "state": oci}, fds)
+            group = self.place.group if self.place is not None else None
+            groups = group.by_name() if group is not None else {}
+            self.channel.send({"go": True, "sysfs": sysfs >= 0, "state": oci, "cgroups": groups}, fds)
             debug(f"container {self.id}: process {self.pid} makes its root and goes on")
         finally:
             for fd in [*fds, *([userns] if userns >= 0 else [])]:
@@ -341,22 +326,10 @@ def launch(store: Store, jobs: list[Job], layout: Layout, *, timeout: float = 60
             undo(store, job)
 
 
-def _refuse_taken(group: Cgroup) -> None:
-    """One group for two containers would mean one limit, one freezer and one end for both.
-
-    Raises ContainerError, worded as runc does.
-    """
-    if not group.exists():
-        return
-    if pids := group.procs():
-        raise ContainerError(f"container's cgroup is not empty: {len(pids)} process(es) found: {group.path}")
-    if group.frozen():
-        raise ContainerError(f"container's cgroup unexpectedly frozen: {group.path}")
-
-
 def _attach(job: Job) -> None:
-    assert job.cgroup is not None
-    cgroups.attach_all([(job.cgroup, job.pid)])
+    assert job.place is not None
+    job.place.enter(job.pid)
+    job.place.describe(job.document)
 
 
 def _parent_hooks(job: Job, *kinds: str) -> None:
@@ -467,10 +440,15 @@ def undo(store: Store, job: Job) -> None:
             from labctl.runtime import hooks
 
             hooks.run_all(rows, state.oci(job.document, "stopped"), "poststop", only_warn=True)
-        if job.cgroup is not None:
+        if job.document.get("scope"):
+            from labctl.runtime import scope
+
+            scope.stop(job.document)
+        group = job.place.group if job.place is not None else None
+        if group is not None:
             try:
-                job.cgroup.remove()
-                job.cgroup.remove_empty_parents()
+                group.remove()
+                group.remove_empty_parents()
             except (OSError, TimeoutError) as error:
                 job.error += f"; and then: {error}"
         store.remove(job.id)

@@ -57,11 +57,12 @@ VERSION = "0.1.0"
 class Context:
     """The global options, for the commands."""
 
-    def __init__(self, root: str, log: str, log_format: str, debug: bool) -> None:
+    def __init__(self, root: str, log: str, log_format: str, debug: bool, by_systemd: bool = False) -> None:
         self.root = root
         self.log = log
         self.log_format = log_format
         self.debug = debug
+        self.by_systemd = by_systemd
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +108,7 @@ def _context(given: options.Options) -> Context:
         given.text("log").removeprefix("file:"),  # as crun's users write it
         given.text("log_format") or "text",
         given.flag("debug"),
+        given.flag("systemd_cgroup") or given.text("cgroup_manager") == "systemd",
     )
 
 
@@ -183,7 +185,7 @@ def _help() -> str:
         "   --root value        folder for the containers' state (default: /run/labrun)\n"
         "   --log value         file for the log (default: stderr)\n"
         "   --log-format value  text or json (default: text)\n"
-        "   --systemd-cgroup    take cgroupsPath as slice:prefix:name\n"
+        "   --systemd-cgroup    let systemd make the cgroup; cgroupsPath is slice:prefix:name\n"
         "   --debug             say more\n"
         "   --version, -v       print the version\n"
     )

@@ -7,7 +7,7 @@ import marshal
 import os
 import resource
 
-from labctl.linux import capabilities, seccomp
+from labctl.linux import capabilities, namespaces, seccomp
 from labctl.linux import syscalls as sc
 from labctl.runtime import check, spec, users
 from labctl.runtime.errors import ContainerError
@@ -195,7 +195,7 @@ class Finisher:
         if sets is not None:
             capabilities.drop_bounding(sets[0])
         sc.prctl(sc.PR_SET_KEEPCAPS, 1)
-        os.setgroups(self.groups)
+        namespaces.set_groups(self.groups)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
         sc.prctl(sc.PR_SET_KEEPCAPS, 0)

@@ -73,7 +73,7 @@ class RootBuilder:
         # A shared root would send our mounts to the host: first cut, then as asked for the new root alone.
         hold = sc.MS_SLAVE if flags[0] & (sc.MS_SLAVE | sc.MS_SHARED) else sc.MS_PRIVATE
         sc.mount(None, "/", None, hold | sc.MS_REC)
-        own = os.path.join(bundle, (self.config.get("root") or {}).get("path") or "")
+        own = os.path.realpath(os.path.join(bundle, (self.config.get("root") or {}).get("path") or ""))
         place = next(path for path in (own, "/mnt", "/tmp", "/") if os.path.isdir(path))
         sc.move_mount(self.detached, sc.AT_FDCWD, place, "root file system")
         os.fchdir(self.detached)

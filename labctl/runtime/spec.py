@@ -250,10 +250,12 @@ def starting_config(*, rootless: bool) -> dict[str, Any]:
         linux["namespaces"].append({"type": "user"})
         linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
         linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
-        for row in config["mounts"]:
+        rows = [row for row in config["mounts"] if not row["destination"].startswith("/sys/")]
+        for row in rows:
             row["options"] = [word for word in row["options"] if not word.startswith("gid=")]
             if row["type"] == "sysfs":  # a new one needs a network namespace of its own
                 row.update(type="none", source="/sys", options=["rbind", "nosuid", "noexec", "nodev", "ro"])
+        config["mounts"] = rows
     return config
 
 

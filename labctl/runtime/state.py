@@ -32,6 +32,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "annotations": dict,
     "cgroup": str,
     "controllers": list,
+    "scope": str,
+    "scope_user": bool,
     "boot_id": str,
     "created": (int, float),
     "started": (int, float),
@@ -141,7 +143,7 @@ class Store:
         raise ContainerError(f"cannot remove {folder}: something keeps writing there")
 
 
-def new_document(id_: str, bundle: str, annotations: dict[str, str], cgroup: str) -> Document:
+def new_document(id_: str, bundle: str, annotations: dict[str, str]) -> Document:
     """The state of a container that doesn't exist yet."""
     return {
         "ociVersion": OCI_VERSION,
@@ -151,7 +153,7 @@ def new_document(id_: str, bundle: str, annotations: dict[str, str], cgroup: str
         "start_ticks": 0,
         "bundle": bundle,
         "annotations": annotations,
-        "cgroup": cgroup,
+        "cgroup": "",
         "boot_id": proc.boot_id(),
         "created": time.time(),
         "started": None,
@@ -216,6 +218,24 @@ def cgroup_of(document: Document, layout: Layout) -> Cgroup:
         raise ContainerError(
             f"container {document['id']}: its state.json names no control group: delete it with --force"
         ) from error
+
+
+def processes(store: Store, document: Document, layout: Layout) -> list[int]:
+    """The pids in a container: in its control group, or in its pid namespace where it has no group."""
+    if document.get("cgroup") != "":
+        return cgroup_of(document, layout).procs()
+    pid = running_pid(document)
+    rows = (store.config(document["id"]).get("linux") or {}).get("namespaces") or ()
+    if pid and any(row.get("type") == "pid" for row in rows):
+        return proc.in_namespace_of(pid, "pid")
+    return [pid] if pid else []
+
+
+def own_cgroup(document: Document, layout: Layout, verb: str) -> Cgroup:
+    """The control group, for what can't be done without one.  Raises ContainerError."""
+    if document.get("cgroup") == "":
+        raise ContainerError(f"cannot {verb} a container without a control group of its own (rootless)")
+    return cgroup_of(document, layout)
 
 
 def iso_time(seconds: float | None) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from labctl.linux import pidfds
+from labctl.linux import pidfds, systemd
 from tests.host.oci_rig import Config, Oci
 from tests.host.runtime_rig import LABRUN
 
@@ -301,3 +301,22 @@ def test_options_of_crun(oci: Oci) -> None:
     oci.ok("delete", "-f", "--regex", "test-.*")
     assert oci.ok("list", "-q") == ""
     assert "--regex" in said(oci("delete", "--regex", "("))
+
+
+def test_a_scope_without_systemd(oci: Oci) -> None:
+    def change(config: Config) -> None:
+        config["linux"]["cgroupsPath"] = "system.slice:labrun:c"
+
+    oci.write("true", change)
+    if systemd.is_running():
+        pytest.skip("systemd runs here")
+    assert "systemd not running on this host, cannot use systemd cgroups manager" in said(
+        oci("--systemd-cgroup", "create", "c")
+    )
+    assert oci.ok("list", "-q") == ""
+
+
+def test_a_root_that_is_a_link(oci: Oci) -> None:
+    oci.rootfs.rename(oci.bundle / "real")
+    oci.rootfs.symlink_to("real")
+    assert oci.run("echo here") == "here"
