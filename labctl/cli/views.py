@@ -26,6 +26,14 @@ def compare(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page that explains each row.")
     ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            help="How long a node may take to answer; 0: 30, or four times its start where that is more.",
+        ),
+    ] = 0.0,
 ) -> None:
     """Make the same observations in every node, side by side.
 
@@ -41,7 +49,7 @@ def compare(
 
     name = names.Names.read(session.home).lab(lab)
     with session.drawing() as emit:
-        found = api.compare(name, options(session), emit)
+        found = api.compare(name, options(session), emit, timeout=max(timeout, 0.0))
     if html:
         try:
             html.write_text(comparison.page(found))

@@ -15,13 +15,14 @@ from typing import IO
 
 from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest import copying
-from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream
+from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream, how_it_ended
 from labctl.guest.pipes import collect, standard_streams
 from labctl.records import dataclass
 
 _LOOK_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _BLOCK = 1 << 16
+_LAST = 5  # lines of a log
 _TREES = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from labctl.guest.trees import main; sys.exit(main(sys.argv[2:]))"
@@ -161,6 +162,20 @@ class ContainerMachine:
             if ended:
                 return
             time.sleep(_POLL_SECONDS)
+
+    def ended(self) -> str:
+        """ "" while its command runs, else how that ended and what it printed last."""
+        from labctl.runtime.client import state_of
+        from labctl.runtime.errors import ContainerError
+
+        try:
+            found = state_of(self._client.root, self.id, self._client.layout)
+            code = found.exit_code
+            if found.status == "stopped" and code is None:  # only the keeper knows, and says so when asked
+                code = self._client.states()[self.id].exit_code
+        except (ContainerError, OSError, KeyError):
+            return ""  # it can't be asked now: no reason to say that it has ended
+        return how_it_ended(code, self.logs(tail=_LAST)) if found.status == "stopped" else ""
 
     def stats(self) -> Stats:
         """See `Measures.stats`: the figures of its control group."""

@@ -16,7 +16,7 @@ from labctl.errors import LabError
 from labctl.guest import copying
 from labctl.guest.inside_driver import NO_CONTAINER, REASON
 from labctl.guest.inside_link import Link
-from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream
+from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream, how_it_ended
 from labctl.guest.pipes import collect, write_all
 from labctl.guest.ssh import SshMachine
 
@@ -153,6 +153,13 @@ class InsideMachine:
         thread.join(5.0)
         if failed:
             raise failed[0]
+
+    def ended(self) -> str:
+        """ "" while its command runs, else how that ended and what it printed last.  Raises LabError."""
+        found = self.link.call("keep", {"operation": "states"}).get(self.container)
+        if found is None or found["status"] != "stopped":
+            return ""
+        return how_it_ended(found["exit_code"], self.logs(tail=5))
 
     def stats(self) -> Stats:
         """See `Measures.stats`."""

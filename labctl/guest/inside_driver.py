@@ -161,6 +161,14 @@ def remove(request: dict[str, Any]) -> dict[str, str]:
     return failures
 
 
+def ask(request: dict[str, Any]) -> dict[str, str]:
+    """One try whether a container's port or URL answers, in its network namespace."""
+    from labctl.guest import asking
+    from labctl.linux import netns
+
+    return {"reason": netns.run_in(request["netns"], lambda: asking.asked(request["question"]))}
+
+
 def keep(request: dict[str, Any]) -> Any:
     """The keeper's operations: see labctl.runtime.command_keep."""
     operation = request["operation"]
@@ -354,7 +362,7 @@ def _frame(out: IO[bytes], mark: bytes, data: bytes) -> None:
         out.write(mark + b"%08x" % len(part) + part)
 
 
-_ANSWERS = {"make": make, "update": update, "remove": remove, "keep": keep, "xattrs": xattrs}
+_ANSWERS = {"make": make, "update": update, "remove": remove, "keep": keep, "xattrs": xattrs, "ask": ask}
 _STREAMS = {"exec": execute, "tree": tree, "logs": logs}
 
 

@@ -77,7 +77,7 @@ def runtime_tar() -> tuple[str, bytes]:
 
     base = Path(archive.__file__).resolve().parents[1]
     files = {f"labctl/{room}": base / room for room in ("__init__.py", "guest/__init__.py")}
-    for name in ("inside_driver.py", "trees.py"):
+    for name in ("inside_driver.py", "trees.py", "asking.py"):
         files[f"labctl/guest/{name}"] = base / "guest" / name
     for room in ("linux", "runtime"):
         files |= {f"labctl/{room}/{path.name}": path for path in sorted((base / room).glob("*.py"))}

@@ -7,7 +7,7 @@ could not be executed, 128 + n when signal n ended it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Literal, Protocol, runtime_checkable
 
 from labctl.records import dataclass
@@ -21,6 +21,7 @@ Sink = IO[bytes] | int | None
 Stream = Literal["stdout", "stderr"]
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
+_LAST_WORDS = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -164,3 +165,11 @@ class Pauses(Protocol):
 
 class Machine(Executes, Copies, Protocol):
     """What every tier gives: commands and files."""
+
+
+def how_it_ended(code: int | None, log: Iterable[LogChunk]) -> str:
+    """A sentence about a container whose command has ended, from its exit code and the end of its log."""
+    text = b"".join(chunk.data for chunk in log).decode("utf-8", "replace")
+    last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
+    said = f": {last[0][:_LAST_WORDS]}" if last else ""
+    return f"its command ended{'' if code is None else f' with {code}'}{said}"

@@ -5,19 +5,28 @@ Every wait is bounded, and a wait that ends in vain tells what was seen last.
 
 from __future__ import annotations
 
-import http.client
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from labctl.errors import Interrupted, LabError, TimedOut, UsageError
+from labctl.guest import asking
 from labctl.guest.machine import Executes
 from labctl.linux import netns as namespaces
 
+if TYPE_CHECKING:
+    from labctl.guest.inside_link import Link
+
 _ONE_TRY = 10.0  # seconds that a single try may take
+_THERE = 20.0  # more seconds, to get into a machine and start the question there
+
+Over = Callable[[], str]
+"""Why what is waited for will never come; "" while it may."""
+
+Ask = Callable[[dict[str, Any]], str]
+"""Puts a question (see asking.asked) somewhere: "" or the reason why not."""
 
 
 def wait_for(
@@ -27,11 +36,12 @@ def wait_for(
     timeout: float,
     interval: float = 1.0,
     cancel: threading.Event | None = None,
+    over: Over | None = None,
 ) -> None:
     """Call `probe(seconds it may take)` every `interval` seconds until it says "" (ready).
 
     Anything else it says is the reason why not yet.  Raises TimedOut with the last reason after `timeout`
-    seconds, Interrupted as soon as `cancel` is set.
+    seconds, Interrupted as soon as `cancel` is set, LabError when `over` knows that it never will be.
     """
     stop = cancel or threading.Event()
     deadline = time.monotonic() + timeout
@@ -40,6 +50,8 @@ def wait_for(
         reason = probe(min(_ONE_TRY, max(left, 0.1)))
         if not reason:
             return
+        if over and (why := over()):
+            raise LabError(f"{what} can't become ready: {why}", hint=f"labctl logs {what}")
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimedOut(
@@ -58,9 +70,10 @@ def wait_port(
     interval: float = 1.0,
     what: str = "",
     cancel: threading.Event | None = None,
-    netns: str | None = None,
+    over: Over | None = None,
+    ask: Ask = asking.asked,
 ) -> None:
-    """Wait until a TCP port accepts a connection, made in the network namespace `netns` (None: this one).
+    """Wait until a TCP port accepts a connection; `ask` puts the question, from here unless stated.
 
     Raises TimedOut, Interrupted, UsageError.
     """
@@ -68,14 +81,9 @@ def wait_port(
         raise UsageError(f"{what or 'the node'} has no address, so no port of it can be waited for")
 
     def probe(seconds: float) -> str:
-        try:
-            socket.create_connection((address, port), seconds).close()
-        except OSError as error:
-            return f"port {port} of {address}: {error.strerror or error}"
-        return ""
+        return ask({"url": "", "address": address, "port": port, "seconds": seconds})
 
-    asked = _within(netns, probe)
-    wait_for(what or address, asked, timeout=timeout, interval=interval, cancel=cancel)
+    wait_for(what or address, probe, timeout=timeout, interval=interval, cancel=cancel, over=over)
 
 
 def wait_command(
@@ -86,8 +94,9 @@ def wait_command(
     interval: float = 1.0,
     what: str = "",
     cancel: threading.Event | None = None,
+    over: Over | None = None,
 ) -> None:
-    """Wait until a command in the node ends with 0.  Raises TimedOut, Interrupted."""
+    """Wait until a command in the node ends with 0.  Raises TimedOut, Interrupted, LabError."""
 
     def probe(seconds: float) -> str:
         try:
@@ -99,7 +108,7 @@ def wait_command(
         said = (done.errors.strip() or done.text.strip()).splitlines()
         return f"{argv[0]} ended with {done.code}" + (f": {said[-1]}" if said else "")
 
-    wait_for(what or "the node", probe, timeout=timeout, interval=interval, cancel=cancel)
+    wait_for(what or "the node", probe, timeout=timeout, interval=interval, cancel=cancel, over=over)
 
 
 def wait_http(
@@ -110,48 +119,45 @@ def wait_http(
     interval: float = 1.0,
     what: str = "",
     cancel: threading.Event | None = None,
-    netns: str | None = None,
+    over: Over | None = None,
+    ask: Ask = asking.asked,
 ) -> None:
-    """Wait until a URL answers with a status below 400; redirects are not followed.
-
-    It is asked for in the network namespace `netns` (None: this one).
+    """Wait until a URL answers with a status below 400; `ask` puts the question, from here unless stated.
 
     `url` may be a path alone (port 80 of the node) or leave out the host (`http://:8080/health`).
-    A certificate is not checked: a lab signs its own.  Raises TimedOut, Interrupted, UsageError.
+    See asking.http.  Raises TimedOut, Interrupted, UsageError.
     """
-    secure, host, port, path = _address_of(url, address)
+    place = _address_of(url, address)
 
     def probe(seconds: float) -> str:
-        link: http.client.HTTPConnection
-        if secure:
-            # Not for secrets: only whether something answers.
-            context = ssl._create_unverified_context()
-            link = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
-        else:
-            link = http.client.HTTPConnection(host, port, timeout=seconds)
+        return ask({"url": url, "place": place, "seconds": seconds})
+
+    wait_for(what or address, probe, timeout=timeout, interval=interval, cancel=cancel, over=over)
+
+
+def in_netns(path: str) -> Ask:
+    """Questions put in the network namespace at `path`; one that is gone is a reason like another."""
+
+    def ask(question: dict[str, Any]) -> str:
         try:
-            link.request("GET", path, headers={"User-Agent": "labctl", "Connection": "close"})
-            status = link.getresponse().status
-        except (OSError, http.client.HTTPException) as error:
-            return f"{url} on {host}:{port}: {error or type(error).__name__}"
-        finally:
-            link.close()
-        return "" if status < 400 else f"{url} on {host}:{port}: status {status}"
-
-    asked = _within(netns, probe)
-    wait_for(what or address, asked, timeout=timeout, interval=interval, cancel=cancel)
-
-
-def _within(path: str | None, probe: Callable[[float], str]) -> Callable[[float], str]:
-    """The probe, made in the network namespace at `path`; one that is gone is a reason like another."""
-
-    def inside(seconds: float) -> str:
-        try:
-            return namespaces.run_in(path, lambda: probe(seconds))
+            return namespaces.run_in(path, lambda: asking.asked(question))
         except OSError as error:
             return f"cannot enter {path}: {error.strerror or error}"
 
-    return probe if path is None else inside
+    return ask
+
+
+def in_container_of(link: Link, path: str) -> Ask:
+    """Questions put in the network namespace at `path` of the machine behind `link`."""
+
+    def ask(question: dict[str, Any]) -> str:
+        try:
+            answer = link.call("ask", {"netns": path, "question": question}, _ONE_TRY + _THERE)
+        except LabError as error:
+            return str(error)
+        return str(answer.get("reason", "its machine has no runtime yet"))
+
+    return ask
 
 
 def _address_of(url: str, address: str) -> tuple[bool, str, int, str]:

@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ _KEEPALIVE = 15  # seconds
 _DEAD = 45_000  # milliseconds without an acknowledgement (tcp(7), TCP_USER_TIMEOUT)
 _IDLE = 4  # connections kept open per node
 _WINDOW = 2 << 20  # bytes in flight
+_SILENCE = 1.0  # seconds without an answer before somebody is asked why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class Connection:
         self._greeting = threading.Lock()
         self._idle: list[Any] = []
         self._tunnels: Any = None
+        # Asked when nobody answers: raises LabError when it knows why, as of a machine that is paused.
+        self.on_silence: Callable[[], None] = lambda: None
 
     @contextmanager
     def session(self) -> Iterator[Any]:
@@ -153,18 +156,7 @@ class Connection:
         from paramiko import SSHException
 
         end = self.endpoint
-        try:
-            sock = socket.create_connection((end.host, end.port), self.timeout)
-        except TimeoutError as error:
-            raise TimedOut(
-                f"{end.where} gave no answer on {end.host}:{end.port} within {self.timeout:g} s",
-                hint="is the node running, and not paused? (labctl status)",
-            ) from error
-        except OSError as error:
-            raise LabError(
-                f"cannot reach {end.where} on {end.host}:{end.port}: {error.strerror or error}",
-                hint="is the node running? (labctl status)",
-            ) from error
+        sock = self._socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -181,6 +173,29 @@ class Connection:
             transport.close()
             raise
         return transport
+
+    def _socket(self) -> socket.socket:
+        """A TCP connection.  Raises LabError, TimedOut."""
+        end = self.endpoint
+        place = (end.host, end.port)
+        soon = min(_SILENCE, self.timeout)
+        try:
+            try:
+                return socket.create_connection(place, soon)
+            except TimeoutError:
+                self.on_silence()
+                return socket.create_connection(place, max(self.timeout - soon, 0.1))
+        except TimeoutError as error:
+            raise TimedOut(
+                f"{end.where} gave no answer on {end.host}:{end.port} within {self.timeout:g} s",
+                hint="is the node running, and not paused? (labctl status)",
+            ) from error
+        except OSError as error:
+            self.on_silence()
+            raise LabError(
+                f"cannot reach {end.where} on {end.host}:{end.port}: {error.strerror or error}",
+                hint="is the node running? (labctl status)",
+            ) from error
 
     def _handshake(self, transport: Any) -> None:
         from paramiko import AuthenticationException

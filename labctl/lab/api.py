@@ -77,7 +77,7 @@ def machine(lab: str, node: str, options: Options) -> Machine:
 
     with looking.opened(options) as ledger:
         record = looking.record_named(ledger, lab, node)[1]
-    return machines.machine(record)
+    return machines.machine(record, lambda: looking.refuse_resting(lab, node, options))
 
 
 def console(lab: str, node: str, options: Options, fd_in: int, fd_out: int, *, force: bool = False) -> None:
@@ -136,11 +136,11 @@ def checks(name: str, options: Options, emit: Emit = silent) -> list[CheckResult
     return together.checks(name, options, emit)
 
 
-def compare(name: str, options: Options, emit: Emit = silent) -> Comparison:
+def compare(name: str, options: Options, emit: Emit = silent, *, timeout: float = 0.0) -> Comparison:
     """The same observations in every node; see compare."""
     from labctl.lab import together
 
-    return together.compare(name, options, emit)
+    return together.compare(name, options, emit, timeout=timeout)
 
 
 def doctor(options: Options, emit: Emit = silent, *, fresh: bool = False) -> list[Finding]:

@@ -20,6 +20,9 @@ from labctl.tiers.record import NodeRecord
 _UNKNOWN = "cannot be asked"
 
 
+_RESTS = {"paused": "resume", "stopped": "start"}  # state → the verb that ends it
+
+
 @contextmanager
 def opened(options: Options) -> Iterator[Ledger]:
     """The ledger of a home, with every kind of resource known."""
@@ -55,6 +58,22 @@ def record_named(ledger: Ledger, lab: str, node: str) -> tuple[LabRow, NodeRecor
     if node not in records:
         raise UsageError(f"lab {row.name} has no node {node!r}", hint=f"it has: {', '.join(records)}")
     return row, NodeRecord.from_json(records[node])
+
+
+def refuse_resting(lab: str, node: str, options: Options) -> None:
+    """See that the node, and every machine that it is inside of, is up.  Raises LabError for the outermost
+    one that is paused or stopped."""
+    with opened(options) as ledger:
+        row, record = record_named(ledger, lab, node)
+        texts = ledger.nodes(row.id)
+        chain = [record]
+        while chain[0].inside:
+            chain.insert(0, NodeRecord.from_json(texts[chain[0].inside]))
+        for one in status_of(ledger, row.name, row.id, {r.name: r for r in chain}):
+            if one.state in _RESTS:
+                about = "" if one.name == node else f", and {node} is inside it"
+                hint = f"labctl {_RESTS[one.state]} {row.name}/{one.name}"
+                raise LabError(f"{row.name}/{one.name} is {one.state}{about}", hint=hint)
 
 
 def labs(options: Options) -> list[LabStatus]:

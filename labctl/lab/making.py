@@ -81,9 +81,11 @@ def refuse_privileged(profile: Profile, options: Options) -> None:
         return
     reasons: dict[str, list[str]] = {}
     for node in profile.nodes.values():
+        if node.tier is not Tier.CONTAINER:
+            continue  # a machine passes over what it hasn't
         if node.privileged:
             reasons.setdefault("privileged nodes have all rights of this host", []).append(node.name)
-        elif node.tier is Tier.CONTAINER and node.isolation in _LITTLE:
+        elif node.isolation in _LITTLE:
             reasons.setdefault(_LITTLE[node.isolation], []).append(node.name)
     if reasons:
         raise UsageError(

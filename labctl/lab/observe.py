@@ -17,7 +17,7 @@ from labctl.lab.observe_script import SCRIPT
 from labctl.linux import capabilities
 from labctl.records import dataclass
 
-SECONDS = 30.0  # one observation; an emulated machine needs two or three
+SECONDS = 30.0  # one observation at least; an emulated machine needs two or three on an idle host
 NAMESPACES = ("pid", "net", "ipc", "mnt", "uts", "user", "cgroup", "time")
 _WORD = 200  # characters of a value
 _MANY = 4096  # values of one key

@@ -13,7 +13,7 @@ from labctl.lab.checks import CheckResult, run_checks
 from labctl.lab.compare import HOST, Column, Comparison, compared
 from labctl.lab.looking import lab_named, lab_status, opened
 from labctl.lab.model import NodeStatus, Options
-from labctl.lab.observe import observe, observe_host
+from labctl.lab.observe import SECONDS, observe, observe_host
 from labctl.profile.models import Check, Profile
 from labctl.records import dataclass
 from labctl.resource import executor
@@ -24,7 +24,8 @@ from labctl.workers import Pool
 if TYPE_CHECKING:
     from labctl.guest.machine import Machine
 
-_AT_ONCE = 4  # observations; each may take 30 s
+_AT_ONCE = 4  # observations
+_STARTS = 4  # an observation may take this many times as long as the node's start: so slow is the host
 _ASLEEP = ("planned", "skipped", "stopped", "paused")  # states in which there is nobody to ask
 
 
@@ -85,10 +86,11 @@ class _Node:
     main: Resource | None
 
 
-def compare(name: str, options: Options, emit: Emit = silent) -> Comparison:
+def compare(name: str, options: Options, emit: Emit = silent, *, timeout: float = 0.0) -> Comparison:
     """Ask every node of the lab and the bare host the same questions, side by side and bounded in time.
 
-    A node that can't be asked becomes a column with the reason.  Raises UsageError when there is no such lab.
+    Each has `timeout` seconds; 0: 30, or four times what its start took where that is more.  A node that
+    can't be asked becomes a column with the reason.  Raises UsageError when there is no such lab.
     """
     with opened(options) as ledger:
         row = lab_named(ledger, name)
@@ -100,20 +102,20 @@ def compare(name: str, options: Options, emit: Emit = silent) -> Comparison:
             main = rows.get(record.main_key)
             nodes.append(_Node(record, status[node], executor.load(main) if main else None))
     with Pool(min(_AT_ONCE, len(nodes) + 1), "observe") as pool:
-        host = pool.submit(_host)
-        columns = list(pool.map(lambda node: _column(node, emit, row.name), nodes))
+        host = pool.submit(lambda: _host(timeout or SECONDS))
+        columns = list(pool.map(lambda node: _column(node, emit, row.name, timeout), nodes))
         return compared(row.name, [host.result(), *columns], time.time())
 
 
-def _host() -> Column:
+def _host(timeout: float) -> Column:
     column = Column(HOST, runs_on="itself", accelerator="its CPU", state="running")
     try:
-        return replace(column, seen=observe_host())
+        return replace(column, seen=observe_host(timeout))
     except LabError as error:
         return replace(column, reason=error.message, remedy=error.hint)
 
 
-def _column(node: _Node, emit: Emit, lab: str) -> Column:
+def _column(node: _Node, emit: Emit, lab: str, timeout: float) -> Column:
     """Look at one node."""
     column = described(node.record, node.status)
     if node.status.state in _ASLEEP:
@@ -121,7 +123,8 @@ def _column(node: _Node, emit: Emit, lab: str) -> Column:
     from labctl.tiers.machines import machine
 
     try:
-        seen = observe(machine(node.record), node.record.name)
+        seconds = timeout or max(SECONDS, _STARTS * node.status.seconds)
+        seen = observe(machine(node.record), node.record.name, seconds)
     except LabError as error:
         emit(Note(lab, f"{node.record.name}: {error.message}", "warning"))
         reason, remedy = column.reason or error.message, column.remedy or error.hint

@@ -140,12 +140,15 @@ def _refuse_filled(root: Item, problems: Problems) -> None:
     """What labctl fills in is not for people to write."""
     if "source" in root.map:
         problems.add(root.map["source"], "unknown key 'source'", "remove it", key=True)
-    for part in ("nodes", "groups"):
-        for child in root.map[part].map.values() if part in root.map else ():
-            for key in ("name", "replica_of"):
-                if key in child.map:
-                    hint = "the key above is the name; hostname and aliases give others"
-                    problems.add(child.map[key], f"unknown key {words.shown(key)}", hint, key=True)
+    places = [
+        child for part in ("nodes", "groups") if part in root.map for child in root.map[part].map.values()
+    ]
+    places += [root.map["defaults"]] if "defaults" in root.map else []
+    for child in places:
+        for key in ("name", "replica_of"):
+            if key in child.map:
+                hint = "the key above is the name; hostname and aliases give others"
+                problems.add(child.map[key], f"unknown key {words.shown(key)}", hint, key=True)
 
 
 def _check_apart(defaults: Item, groups: Item, merger: Merger, problems: Problems) -> None:

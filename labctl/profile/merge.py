@@ -116,6 +116,8 @@ def spread_checks(checks: Item, names: dict[str, list[str]], shaping: Shaping) -
         if targets is None or not isinstance(targets.value, list):
             result.append(check)
             continue
+        if not targets.items:
+            shaping.problems.add(targets, "names no node", "a node's name, several of them, or all")
         found: list[Item] = []
         for target in targets.items:
             known = (

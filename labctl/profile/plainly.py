@@ -49,13 +49,17 @@ _ELSEWHERE = {
     "deploy": "write replicas, memory and cpus in the node itself",
     "kind": "write tier",
     "type": "write tier",
-    "build": "write a recipe in a folder of its own and name it in image",
+    "build": "write image: ./FOLDER; a folder with a Containerfile or a recipe.yaml is built",
     "restart": "labctl restarts nothing by itself; `labctl start` does",
     "network": "write networks",
     "ip": "write networks: {NAME: ADDRESS}",
     "ipv4_address": "write address",
     "ipv6_address": "write address",
     "mac_address": "write mac",
+    "dns": "write files: {/etc/resolv.conf: nameserver ADDRESS}, or dns: false in the network",
+    "links_to": "write depends_on",
+    "endpoints": "write networks in the nodes",
+    "ip_forward": "write sysctls: {net.ipv4.ip_forward: 1}",
     "driver": "networks are bridges",
     "ipam": "write subnet",
     "internal": "write internet: true or false",
@@ -65,6 +69,15 @@ _ELSEWHERE = {
     "contains": "write output",
     "regex": "write matches",
     "retries": "write within, a time",
+}
+
+
+# Other programs' words for what a tier is.
+_TIERS = {
+    **dict.fromkeys(("kvm", "hvm", "vm", "qemu-kvm", "libvirt"), "hardware"),
+    **dict.fromkeys(("qemu", "tcg", "emulated"), "emulation"),
+    **dict.fromkeys(("xen", "pv", "paravirt", "uml"), "para"),
+    **dict.fromkeys(("docker", "podman", "lxc", "linux", "ctr", "oci", "runc"), "container"),
 }
 
 
@@ -96,6 +109,8 @@ def _unknown_key(loc: Loc, model: type[BaseModel], item: Item, problems: Problem
     guess = nearest(key, known).removeprefix("; ")
     foreign = _ELSEWHERE.get(key, "")
     hint = guess if guess and not foreign else foreign or f"known here: {', '.join(known)}"
+    if owner is Profile and key.startswith(("x-", ".")):
+        hint = "put it under groups, and write extends in the nodes"
     problems.add(item, f"unknown key {shown(key)}", hint, key=True)
 
 
@@ -106,7 +121,9 @@ def _message(kind: str, context: Mapping[str, Any], item: Item, one: Any) -> str
         return f"{given} {text}" if text.startswith("must ") else text
     if kind == "enum":
         words = [w.strip("' ") for w in str(context["expected"]).replace(" or ", ",").split(",")]
-        return f"{given} is none of {', '.join(words)}{nearest(item.text, words)}"
+        other = _TIERS.get(item.text.lower(), "") if "container" in words else ""
+        guess = f"; did you mean {other}?" if other else nearest(item.text, words)
+        return f"{given} is none of {', '.join(words)}{guess}"
     limits = {
         "greater_than_equal": ("ge", "at least"),
         "greater_than": ("gt", "more than"),
@@ -115,7 +132,9 @@ def _message(kind: str, context: Mapping[str, Any], item: Item, one: Any) -> str
     }
     if kind in limits:
         key, words_ = limits[kind]
-        return f"must be {words_} {context[key]:g}, not {given}"
+        limit = context[key]
+        number = limit if isinstance(limit, int) else f"{limit:g}"
+        return f"must be {words_} {number}, not {given}"
     wants = {
         "string_type": "text",
         "tuple_type": "a list",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field
+from urllib.parse import urlsplit
 
 from labctl.profile import words
 from labctl.profile.models import Node, Profile
@@ -95,6 +96,8 @@ def _names(rules: Rules) -> None:
                 words.name(key)
             except ValueError as error:
                 rules.say((part, key), str(error), key=True)
+            if part == "nodes" and key.lower() == "localhost":
+                rules.say((part, key), "localhost is every node's name for itself", "another name", key=True)
     seen: dict[str, str] = {}
     for key in profile.nodes:
         other = seen.setdefault(key.lower(), key)
@@ -167,6 +170,9 @@ def _amounts(rules: Rules, key: str, node: Node) -> None:
 
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,511}", re.ASCII)
+# A name as in useradd(8), more freely, or a number below 2^32-1.
+_WHO = r"(?:[A-Za-z_][A-Za-z0-9_.@-]{0,63}\$?|[0-9]{1,9}|[1-3][0-9]{9}|4[01][0-9]{8})"
+_USER = re.compile(rf"{_WHO}(?::{_WHO})?", re.ASCII)
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_:@-]+)+", re.ASCII)
 
 
@@ -184,10 +190,15 @@ def _words(rules: Rules, key: str, node: Node) -> None:
                 "such as net.ipv4.ip_forward",
                 key=True,
             )
+        elif not node.sysctls[name].isprintable():
+            rules.say((*place, "sysctls", name), f"{shown(node.sysctls[name])} can't be a sysctl's value")
+    if node.user and not _USER.fullmatch(node.user):
+        hint = "a name or a number, or both of user:group"
+        rules.say((*place, "user"), f"{shown(node.user)} names no user", hint)
     for name in node.env:
         if not name or "=" in name or not name.isprintable():
             rules.say((*place, "env", name), f"{shown(name)} can't be the name of a variable", key=True)
-    for name in ("user", "machine", "cpu", "kernel"):
+    for name in ("machine", "cpu", "kernel"):
         value = getattr(node, name)
         if value and (not value.isprintable() or re.search(r"[\s<>\"'&]", value) or len(value) > 256):
             rules.say((*place, name), f"{shown(value)} has characters in it that can't stand in {name}")
@@ -201,11 +212,26 @@ def _words(rules: Rules, key: str, node: Node) -> None:
 def _image(rules: Rules, loc: Loc, image: str) -> None:
     if image.startswith("/") and image.isprintable():
         return  # a file or folder, made absolute; it need not be there to validate a profile
-    if not _IMAGE.fullmatch(image):
+    if "://" in image:
+        hint = "labctl image fetch URL --import NAME makes an image of it"
+        rules.say(loc, f"{shown(image)} is a URL, and no image's name", hint)
+    elif not _IMAGE.fullmatch(image):
         hint = "for example base, registry.example.org/team/image:1.2, or a path: ./web"
         rules.say(loc, f"{shown(image)} is no image's name", hint)
     elif rules.images is not None and image not in rules.images:
         rules.unknown(loc, "image", image, rules.images)
+
+
+def _is_url(text: str) -> bool:
+    """Whether a node can be asked for it: http://HOST:PORT/PATH, or the end of that from : or / on."""
+    whole = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(whole)
+        port = parts.port
+    except ValueError:  # a port that is none, a bracket that is never closed
+        return False
+    plain = parts.scheme in ("http", "https") and not re.search(r"\s", text) and port != 0
+    return plain and ("://" in text or text.startswith((":", "/")))
 
 
 def _ready(rules: Rules, key: str, node: Node) -> None:
@@ -218,7 +244,7 @@ def _ready(rules: Rules, key: str, node: Node) -> None:
         rules.say(place, f"needs one of port, command or http; {given}")
     if ready.timeout <= 0 or ready.interval <= 0:
         rules.say(place, "timeout and interval must be more than 0")
-    if ready.http and not re.fullmatch(r"(https?://[^\s/]*)?(/\S*)?", ready.http):
+    if ready.http and not _is_url(ready.http):
         rules.say((*place, "http"), f"{shown(ready.http)} is no URL", "such as http://:8080/ or /health")
     if (ready.port or ready.http) and not node.networks and not rules.is_broken("nodes", key, "networks"):
         rules.say(place, f"{key} is on no network, so nothing can reach its port")

@@ -43,6 +43,9 @@ def _node(rules: Rules, key: str, node: Node) -> None:
             _must_be(rules, (*loc, "source"), file.source, _is_copied, "file")
         if file.path == "/":
             rules.say(loc, "a file can't take the place of /", "root: lays a folder over it")
+        elif file.path.startswith(("/proc/", "/sys/")):
+            hint = "sysctls sets the kernel's settings"
+            rules.say(loc, f"{file.path} is the kernel's: no file can be put there", hint)
         elif taken.setdefault(file.path, "a file") and [f.path for f in node.files[:index]].count(file.path):
             rules.say(loc, f"{file.path} is written twice")
     mounted: set[str] = set()
@@ -58,6 +61,8 @@ def _node(rules: Rules, key: str, node: Node) -> None:
                 rules.say((*place, part, index), f"something is mounted on {target} already")
             elif target == "/":
                 rules.say((*place, part, index), "nothing can be mounted on /", "root: lays a folder over it")
+            elif target.startswith("/proc/") or target in ("/proc", "/sys", "/dev"):
+                rules.say((*place, part, index), f"{target} is the kernel's: nothing can be mounted there")
             mounted.add(target)
     if node.volumes and (why := _no_way(node)) and not rules.is_broken(*place, "tier"):
         message = f"{why}, as {key} is, has no way to a folder of this host"

@@ -55,7 +55,7 @@ def _network(rules: Rules, name: str, net: Network) -> None:
         if subnet.version != wanted:
             message = f"{subnet} is an IPv{subnet.version} subnet; {field} is for IPv{wanted}"
             rules.say((*place, field), message)
-        elif subnet.is_loopback or subnet.is_multicast or subnet.is_link_local or subnet.is_unspecified:
+        elif not _usable(subnet):
             hint = "for example 10.1.0.0/24 or fd00:1::/64"
             rules.say((*place, field), f"{subnet} is not for networks of machines", hint)
         elif subnet.num_addresses < 4:
@@ -73,6 +73,16 @@ def _network(rules: Rules, name: str, net: Network) -> None:
             rules.say((*place, field), "the host is not on this network, so it has no address there")
         elif stated:
             _fits(rules, (*place, field), ipaddress.ip_interface(stated), name, net, host=True)
+
+
+def _usable(subnet: Net) -> bool:
+    """Whether machines can have addresses of it: none that stands for all, for this host, for a group, for
+    one link, or that nobody may have (IANA's special-purpose address registries)."""
+    mapped = subnet.version == 6 and subnet.network_address in ipaddress.ip_network("::/8")
+    special = subnet.is_loopback or subnet.is_multicast or subnet.is_link_local or mapped
+    return not special and not (
+        subnet.version == 4 and int(subnet.network_address) >> 24 in (0, *range(240, 256))
+    )
 
 
 def _overlaps(rules: Rules) -> None:

@@ -265,7 +265,8 @@ def _routes(item: Item, shaping: Shaping) -> Item:
     def bare(child: Item) -> Item | None:
         match = _ROUTE.fullmatch(child.text.strip())
         if not match or not (match[2] or match[3]):
-            shaping.problems.add(child, "must be a route such as '10.2.0.0/16 via 10.1.0.1'")
+            hint = "or '10.2.0.0/16 dev eth1', each with or without 'metric 10'"
+            shaping.problems.add(child, "must be a route such as '10.2.0.0/16 via 10.1.0.1'", hint)
             return None
         fields = zip(("to", "via", "interface"), match.groups(), strict=False)
         metric = {"metric": made(child, int(match[4]))} if match[4] else {}

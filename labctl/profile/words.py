@@ -106,6 +106,8 @@ def subnet(value: str) -> str:
 def address(value: str) -> str:
     """An address with or without a prefix length, in its shortest form."""
     try:
+        if "%" in value:
+            raise ValueError  # a zone is an interface of one host (RFC 4007), and no part of an address
         return str(ipaddress.ip_interface(value)) if "/" in value else str(ipaddress.ip_address(value))
     except ValueError:
         raise ValueError(

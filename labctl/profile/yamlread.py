@@ -41,6 +41,11 @@ _PLAIN = (
     ("did not find expected key", "something is not indented like its neighbours", ""),
     ("expected <block end>", "something is not indented like its neighbours", ""),
     ("did not find expected '-'", "something is not indented like the list around it", ""),
+    (
+        "did not find expected <document start>",
+        "a profile is a map (name: …, nodes: …), and goes on after its end here",
+        "is it another kind of file?",
+    ),
     ("found unexpected end of stream", "a quote is opened and never closed", ""),
     ("did not find expected ',' or ']'", "a [ is opened and never closed", "write [a, b]"),
     ("did not find expected ',' or '}'", "a { is opened and never closed", "write {a: 1, b: 2}"),
@@ -175,7 +180,11 @@ class _Reader:
         merged: dict[str, Item] = {}
         while not isinstance(event := self.event(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise _Refused("a key must be plain text", event.start_mark, path=path)
+                template = isinstance(event, yaml.MappingStartEvent)
+                hint = (
+                    "there is no template language; labctl up -s PATH=VALUE sets values" if template else ""
+                )
+                raise _Refused("a key must be plain text", event.start_mark, hint, path)
             mark: Any = event.start_mark
             key = event.value
             self.spend(1, mark)

@@ -66,12 +66,12 @@ def plan(facts: NodeFacts) -> Planned:
     resources: list[Resource] = [
         *before,
         container,
-        *life(facts, record, f"container:{node.name}", REACH_SECONDS, netns=_asked_in(facts, net)),
+        *life(facts, record, f"container:{node.name}", REACH_SECONDS, netns=asked_in(facts, net)),
     ]
     return Planned(resources, record)
 
 
-def _asked_in(facts: NodeFacts, net: NodeNet | None) -> str:
+def asked_in(facts: NodeFacts, net: NodeNet | None) -> str:
     """Where its ports are asked for: its own namespace when this host is on none of its networks."""
     profile = facts.lab.profile
     reached = net is None or any(leads_there(profile, at) for at in facts.node.networks)

@@ -21,7 +21,7 @@ from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.records import dataclass
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, record_of, waits_for
-from labctl.tiers.container import changed_limits, config_of, etc_files, net_of
+from labctl.tiers.container import asked_in, changed_limits, config_of, etc_files, net_of
 from labctl.tiers.context import NodeFacts, Planned
 from labctl.tiers.record import SshPlace
 from labctl.tiers.seed import Seed, seed_of, write_tar
@@ -59,7 +59,8 @@ def plan(facts: NodeFacts) -> Planned:
         layers=facts.image.layers,
         seed=seed_of(node, lab.profile),
     )
-    resources: list[Resource] = [container, *life(facts, record, f"inside:{node.name}", REACH_SECONDS)]
+    steps = life(facts, record, f"inside:{node.name}", REACH_SECONDS, netns=asked_in(facts, net))
+    resources: list[Resource] = [container, *steps]
     return Planned(resources, record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from labctl.tiers.record import NodeRecord, SshPlace
 if TYPE_CHECKING:
     from labctl.guest.container import ContainerMachine
     from labctl.guest.inside import InsideMachine
+    from labctl.guest.inside_link import Link
     from labctl.guest.ssh import Endpoint, SshMachine
 
 POLL_SECONDS = 0.02  # between two looks whether a booting machine answers
@@ -18,19 +20,27 @@ POLL_SECONDS = 0.02  # between two looks whether a booting machine answers
 _connections: dict[str, SshMachine] = {}
 
 
-def machine(record: NodeRecord) -> SshMachine | ContainerMachine | InsideMachine:
-    """The machine of a node.  Raises LabError when the node was skipped or its keys are gone."""
+def machine(
+    record: NodeRecord, on_silence: Callable[[], None] | None = None
+) -> SshMachine | ContainerMachine | InsideMachine:
+    """The machine of a node.  `on_silence` is asked when nobody answers in it, and raises when it knows why.
+
+    Raises LabError when the node was skipped or its keys are gone.
+    """
     if record.skipped:
         raise LabError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
-    if record.inside and record.tier == "container":
-        from labctl.guest.inside import InsideMachine
-
-        return InsideMachine(_ssh(endpoint(record)), record.container, record.name)
-    if record.tier == "container":
+    if record.tier == "container" and not record.inside:
         from labctl.guest.container import ContainerMachine
 
         return ContainerMachine(Path(record.run_root), record.container, record.name)
-    return _ssh(endpoint(record))
+    ssh = _ssh(endpoint(record))
+    if on_silence:
+        ssh.connection.on_silence = on_silence
+    if record.tier == "container":
+        from labctl.guest.inside import InsideMachine
+
+        return InsideMachine(ssh, record.container, record.name)
+    return ssh
 
 
 def container(record: NodeRecord) -> ContainerMachine | InsideMachine:
@@ -46,6 +56,13 @@ def container(record: NodeRecord) -> ContainerMachine | InsideMachine:
 def ssh_machine(record: NodeRecord) -> SshMachine:
     """The machine of a node that is one, or the one that a container is inside of.  Raises LabError."""
     return _ssh(endpoint(record))
+
+
+def link_to(record: NodeRecord) -> Link:
+    """Calls into the machine that a container is inside of.  Raises LabError."""
+    from labctl.guest.inside_link import Link
+
+    return Link(ssh_machine(record))
 
 
 def endpoint(record: NodeRecord) -> Endpoint:

@@ -14,6 +14,7 @@ from labctl.records import dataclass
 
 # What a failing statement looks like in the output: a control character that scripts don't print.
 MARK = "\x1elabctl-failed"
+_SHOWN = 200  # characters of a reason
 _HEREDOC = re.compile(r"<<(-?)\s*(?:'([^']+)'|\"([^\"]+)\"|\\?([A-Za-z_][\w.]*))")
 
 
@@ -27,15 +28,17 @@ class Statement:
 
 @dataclass(frozen=True)
 class Failed:
-    """A statement that ended with a code other than 0."""
+    """A statement that ended with a code other than 0, and the line of its standard error that tells most."""
 
     line: int
     text: str
     code: int
+    said: str = ""
 
     def __str__(self) -> str:
         first = self.text.strip().splitlines()[0]
-        return f"line {self.line}: `{first}` ended with {self.code}"
+        said = f": {self.said}" if self.said else ""
+        return f"line {self.line}: `{first}` ended with {self.code}{said}"
 
 
 def statements(script: str) -> list[Statement]:
@@ -82,14 +85,25 @@ def wrap(script: str) -> str:
     """A script for sh that runs every statement and marks those that fail; always ends with 0."""
     lines = []
     for statement in statements(script):
-        lines.append(
-            f"eval {shlex.quote(statement.text)} || printf '\\036labctl-failed %d %d\\n' {statement.line} $?"
-        )
+        mark = f"printf '\\036labctl-failed %d %d\\n' {statement.line} $?"
+        tell = f"printf '\\036labctl-failed %d\\n' {statement.line} >&2"
+        lines.append(f"eval {shlex.quote(statement.text)} || {{ {mark}; {tell}; }}")
     return "\n".join((*lines, "exit 0", ""))
 
 
-def failures(script: str, output: str) -> list[Failed]:
-    """Read back which statements failed."""
+def failures(script: str, output: str, errors: str = "") -> list[Failed]:
+    """Read back which statements failed, and from the standard error why."""
     texts = {statement.line: statement.text for statement in statements(script)}
     found = re.findall(rf"{MARK} (\d+) (\d+)", output)
-    return [Failed(int(line), texts.get(int(line), ""), int(code)) for line, code in found]
+    said = re.findall(rf"(.*?){MARK} (\d+)\n", errors, re.DOTALL)
+    reasons = {int(line): _telling(text) for text, line in said}
+    return [Failed(int(n), texts.get(int(n), ""), int(code), reasons.get(int(n), "")) for n, code in found]
+
+
+def _telling(text: str) -> str:
+    """The line that tells most of what went wrong: the first that speaks of an error, else the last."""
+    lines = [line.strip() for line in text.splitlines() if re.search(r"[A-Za-z]", line)]
+    chosen = next(
+        (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), "".join(lines[-1:])
+    )
+    return chosen if len(chosen) <= _SHOWN else chosen[: _SHOWN - 1] + "…"

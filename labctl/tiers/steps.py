@@ -7,7 +7,7 @@ nodes may wait for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from labctl.errors import LabError
 from labctl.looks import PRESENT, Look, Owner, Signs
@@ -110,7 +110,9 @@ def run_startup(node: str, target: Executes, script: str, timeout: float = 300.0
     from labctl.tiers import scripts
 
     done = target.run(["sh", "-s"], input=scripts.wrap(script).encode(), timeout=timeout)
-    told = [f"{node}: start-up script, {failed}" for failed in scripts.failures(script, done.text)]
+    told = [
+        f"{node}: start-up script, {failed}" for failed in scripts.failures(script, done.text, done.errors)
+    ]
     if done.code:
         last = done.errors.strip().splitlines()[-1:] or ["the shell gave up"]
         told.append(f"{node}: start-up script, {last[0]}")
@@ -220,23 +222,31 @@ class ReadyWait:
         """Wait.  Raises TimedOut with the last reason; nothing to do without a condition."""
         if self.batched:
             return
-        from labctl.guest import ready
-        from labctl.tiers.machines import machine
+        from labctl.guest import asking, ready
+        from labctl.tiers.machines import link_to, machine
 
-        # A machine is asked where this host reaches it, which needn't be its first address.
+        # A machine is asked where this host reaches it, which needn't be its first address.  What is inside
+        # one has the machine's SSH place, and addresses of its own.
+        here = self.record.ssh if not (self.record.inside and self.record.tier == "container") else None
         first = self.record.addresses[0] if self.record.addresses else ""
-        address = (self.record.ssh.address if self.record.ssh else "") or first
-        within = self.netns or None
-        if within:
+        address = (here.address if here else "") or first
+        ask: ready.Ask = asking.asked
+        if self.netns:
             address = first or "127.0.0.1"  # the node may have given itself an address that we don't know
-        timeout, interval, name = self.timeout, self.interval, self.name
+            ask = (
+                ready.in_container_of(link_to(self.record), self.netns)
+                if self.record.inside
+                else (ready.in_netns(self.netns))
+            )
+        target = machine(self.record)
+        wait: dict[str, Any] = {"timeout": self.timeout, "interval": self.interval, "what": self.name}
+        wait["over"] = getattr(target, "ended", None)  # a machine goes on when its command has ended
         if self.port:
-            ready.wait_port(address, self.port, timeout=timeout, interval=interval, what=name, netns=within)
+            ready.wait_port(address, self.port, ask=ask, **wait)
         elif self.http:
-            ready.wait_http(address, self.http, timeout=timeout, interval=interval, what=name, netns=within)
+            ready.wait_http(address, self.http, ask=ask, **wait)
         elif self.command:
-            target = machine(self.record)
-            ready.wait_command(target, self.command, timeout=timeout, interval=interval, what=name)
+            ready.wait_command(target, self.command, **wait)
 
     def look(self) -> Look:
         """Nothing of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,12 @@ pytestmark = [
 
 NESTED = """
 name: lab
+networks: {lan: {}, bare: {subnet: none, host_address: false}}
 defaults: {image: micro}
 nodes:
-  inner: {inside: vm, memory: 32MiB}
-  vm: {tier: emulation, image: base, memory: 256MiB}
+  inner:
+    {inside: vm, memory: 32MiB, networks: [bare], command: httpd -f -p 80 -h /etc, ready: {http: /hostname}}
+  vm: {tier: emulation, image: base, memory: 256MiB, networks: [lan, bare]}
 """
 LIMIT = "find /sys/fs/cgroup -path '*inner*' -name memory.max -exec cat {} +"
 
@@ -36,6 +39,10 @@ def test_what_is_inside_rests_before_its_machine_and_comes_back_after_it(
     lab.good("pause", "lab")
     assert lab.states() == {"inner": "paused", "vm": "paused"}
     lab.good("pause", "lab/inner")
+    began = time.monotonic()
+    assert "lab/vm is paused, and inner is inside it" in lab.fails(1, "exec", "lab/inner", "--", "true")
+    assert time.monotonic() - began < 15, "it is told at once, and not after the time limit of a connection"
+    assert "labctl resume lab/vm" in lab.fails(1, "exec", "lab/vm", "--", "true")
     for verb in ("resume", "start", "stop"):
         told = lab.fails(1, verb, "lab/inner")
         assert "vm, is paused" in told and "labctl resume vm" in told

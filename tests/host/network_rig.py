@@ -64,9 +64,19 @@ def sh(*argv: str, ok: bool = True, text: str = "") -> str:
 
 
 def pings(path: str | None, target: str) -> bool:
-    """Whether one ping from the namespace at `path` (None: the host) comes back within a second."""
-    argv = ["ping", "-n", "-c1", "-W1", target]
-    done = netns.run_in(path, lambda: subprocess.run(argv, capture_output=True, timeout=10))
+    """Whether a ping from the namespace at `path` (None: the host) comes back: asked again for ten seconds,
+    since a host under load answers late and a bridge's new port a moment after it is there."""
+    return _pinged(path, target, "-i0.2", "-w10")
+
+
+def silent(path: str | None, target: str) -> bool:
+    """Whether no ping comes back within a second; a rule that drops them is there before the question."""
+    return not _pinged(path, target, "-W1")
+
+
+def _pinged(path: str | None, target: str, *words: str) -> bool:
+    argv = ["ping", "-n", "-c1", *words, target]
+    done = netns.run_in(path, lambda: subprocess.run(argv, capture_output=True, timeout=20))
     return done.returncode == 0
 
 

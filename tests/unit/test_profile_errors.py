@@ -195,7 +195,7 @@ NETS = "networks: {n: 10.1.0.0/24, m: {subnet: 10.2.0.0/30}, six: 'fd00::/64', w
         ("a: {networks: [n], gateway: 10.9.0.1}", "10.9.0.1 is on none of the networks of a"),
         ("a: {networks: [n], routes: ['10.5.0.0/16 via 10.9.0.1']}", "10.9.0.1 is on none of the networks of a"),
         ("a: {networks: [n], routes: ['10.5.0.0/16 dev eth7']}", "there is no interface 'eth7' (did you mean eth0?)"),
-        ("a: {networks: [n], routes: ['10.5.0.0/16']}", "must be a route such as '10.2.0.0/16 via 10.1.0.1'"),
+        ("a: {networks: [n], routes: ['10.5.0.0/16']}", "must be a route such as '10.2.0.0/16 via 10.1.0.1' (or '10.2.0.0/16 dev eth1', each with or without 'metric 10')"),
         ("a: {networks: [n], routes: [{to: 10.5.0.1/16, via: 10.1.0.2}]}", "10.5.0.1/16 is an address in a subnet, not a subnet; did you mean 10.5.0.0/16?"),
         ("a: {networks: [n], ports: ['80:1']}, b: {networks: [n], ports: ['0.0.0.0:80:2']}", "port 80/tcp of the host is taken by a"),
         ("a: {networks: [n], ports: ['80:1'], replicas: 2}", "port 80/tcp of the host is taken by a-1"),
@@ -357,3 +357,72 @@ def test_what_has_no_end_is_no_source_of_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     told = mistakes("name: t\nnodes: {a: {files: {/x: {source: pipe}}}}", folder=tmp_path)
     assert "pipe' is no file" in told[0]
+
+
+@pytest.mark.parametrize(
+    "subnet", ["0.0.0.0/0", "0.1.0.0/16", "240.0.0.0/8", "127.1.0.0/16", "::ffff:10.0.0.0/120"]
+)
+def test_a_subnet_that_no_machine_can_be_in(subnet: str) -> None:
+    field = "subnet6" if ":" in subnet else "subnet"
+    found = nodes("a: {}", f"networks: {{n: {{{field}: '{subnet}'}}}}")
+    assert len(found) == 1 and "is not for networks of machines" in found[0], found
+
+
+def test_what_is_no_mistake() -> None:
+    load_text("name: t\nnodes: {a: {ready: {http: ':8000/'}, user: 'www-data:1000'}}", file="lab.yaml")
+
+
+def test_parts_that_would_be_ignored_are_mistakes() -> None:
+    assert mistakes("name: t\nnodes: {a: {}}\nchecks: [{node: [], command: ls}]") == [
+        "lab.yaml:3:17: checks[0].node: names no node (a node's name, several of them, or all)"
+    ]
+    assert mistakes("name: t\ndefaults: {name: x}\nnodes: {a: {}}") == [
+        "lab.yaml:2:12: defaults.name: unknown key 'name' (the key above is the name; hostname and aliases give others)"
+    ]
+    found = mistakes("x-common: &c {image: micro}\nname: t\nnodes: {a: {<<: *c}}")
+    assert found == [
+        "lab.yaml:1:1: x-common: unknown key 'x-common' (put it under groups, and write extends in the nodes)"
+    ]
+    assert "no template language" in mistakes("name: {{ lab }}\nnodes: {a: {}}")[0]
+    assert "another kind of file" in mistakes("[lab]\nname = 'x'\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('a: {sysctls: {net.ipv4.ip_forward: "1\\n2"}}', "'1\\n2' can't be a sysctl's value"),
+        ("a: {user: ':'}", "':' names no user (a name or a number, or both of user:group)"),
+        ("a: {user: -1}", "'-1' names no user (a name or a number, or both of user:group)"),
+        ("a: {user: 99999999999}", "'99999999999' names no user (a name or a number, or both of user:group)"),
+        ("localhost: {}", "localhost is every node's name for itself (another name)"),
+        (
+            "a: {image: 'https://example.org/x.tar'}",
+            "'https://example.org/x.tar' is a URL, and no image's name (labctl image fetch URL --import NAME makes an image of it)",
+        ),
+        ("a: {ready: 'http://:99999/'}", "'http://:99999/' is no URL (such as http://:8080/ or /health)"),
+        ("a: {ready: 'http://[::1/'}", "'http://[::1/' is no URL (such as http://:8080/ or /health)"),
+        (
+            "a: {tier: docker}",
+            "'docker' is none of emulation, para, hardware, container; did you mean container?",
+        ),
+        ("a: {tier: kvm}", "'kvm' is none of emulation, para, hardware, container; did you mean hardware?"),
+        ("a: {pids: 99999999999}", "must be at most 4194304, not '99999999999'"),
+        ("a: {volumes: ['d:/proc/sys']}", "/proc/sys is the kernel's: nothing can be mounted there"),
+        (
+            "a: {files: {/sys/x: y}}",
+            "/sys/x is the kernel's: no file can be put there (sysctls sets the kernel's settings)",
+        ),
+        (
+            "a: {dns: 10.1.0.1}",
+            "unknown key 'dns' (write files: {/etc/resolv.conf: nameserver ADDRESS}, or dns: false in the network)",
+        ),
+        (
+            "a: {build: .}",
+            "unknown key 'build' (write image: ./FOLDER; a folder with a Containerfile or a recipe.yaml is built)",
+        ),
+    ],
+)
+def test_an_odd_value(text: str, problem: str) -> None:
+    found = nodes(text)
+    assert len(found) == 1, found
+    assert found[0].split(": ", 2)[2] == problem

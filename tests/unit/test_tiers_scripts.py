@@ -50,6 +50,22 @@ def test_it_goes_on_and_reports_each_failing_line() -> None:
     assert str(failures(SCRIPT, done.stdout)[0]) == "line 3: `false` ended with 1"
 
 
+def test_a_failing_line_is_told_with_what_it_said() -> None:
+    script = """echo fine >&2
+sh -c 'echo x:1: Error: no such chain >&2; echo "^^" >&2; exit 1'
+cat /nowhere/at/all
+(exit 3)
+"""
+    done = subprocess.run(
+        ["/bin/sh", "-s"], input=wrap(script), capture_output=True, text=True, timeout=20, check=False
+    )
+    assert [failed.said for failed in failures(script, done.stdout, done.stderr)] == [
+        "x:1: Error: no such chain",
+        "cat: /nowhere/at/all: No such file or directory",
+        "",
+    ]
+
+
 def test_a_script_with_a_mistake_fails_in_the_shell_and_not_here() -> None:
     script = "echo before\nif true; then\n"
     done = subprocess.run(
