@@ -28,13 +28,15 @@ _SOCK_ADDR, _SKB = 18, 8  # BPF_PROG_TYPE_CGROUP_…
 _INGRESS, _EGRESS, _BIND4, _BIND6, _CONNECT4, _CONNECT6, _SEND4, _SEND6 = 0, 1, 8, 9, 10, 11, 14, 15
 _SKB_LOAD_BYTES, _BIND = 26, 64  # helpers
 _IP4, _IP6, _SOURCE4 = 4, 8, 40  # offsets in struct bpf_sock_addr
-_PROTOCOL = 16  # in struct __sk_buff
+_PROTOCOL, _SOCKET = 16, 168  # in struct __sk_buff
+_SOURCE_OF_SOCKET = 24  # src_ip4 in struct bpf_sock
 _LOOPBACK = 127  # the first byte of all of 127.0.0.0/8
 
 # Opcodes: a 32-bit load and store, a byte's load, register and constant moves, conditional jumps on 32 bits.
 _LOAD, _STORE, _LOAD_BYTE, _CONST, _COPY, _ADD = 0x61, 0x63, 0x71, 0xB7, 0xBF, 0x07
 _STORE_CONST, _STORE_HALF = 0x62, 0x6A
-_EQUAL, _UNEQUAL, _JUMP, _CALL, _EXIT = 0x16, 0x56, 0x05, 0x85, 0x95
+_EQUAL, _UNEQUAL, _CALL, _EXIT = 0x16, 0x56, 0x85, 0x95
+_LOAD_LONG, _NULL = 0x79, 0x15  # a pointer, and its comparison
 _CONTEXT, _FRAME = 6, 10
 
 
@@ -85,8 +87,8 @@ def programs(address: str) -> list[tuple[int, int, bytes]]:
         (_SOCK_ADDR, _BIND6, _bind6(own)),
         (_SOCK_ADDR, _CONNECT6, _connect6(own)),
         (_SOCK_ADDR, _SEND6, _Code().end(0).build()),
-        (_SKB, _INGRESS, _packets(own, 16)),
-        (_SKB, _EGRESS, _packets(own, 12)),
+        (_SKB, _INGRESS, _arriving(own)),
+        (_SKB, _EGRESS, _leaving(own)),
     ]
 
 
@@ -189,10 +191,21 @@ def _connect6(own: int) -> bytes:
     return code.end(1).build()
 
 
-def _packets(own: int, offset: int) -> bytes:
-    """Only IPv4 packets whose address at `offset` of the header (12: source, 16: destination) is the own."""
+def _arriving(own: int) -> bytes:
+    """Only IPv4 packets to the own address, which is at 16 in their header."""
     code = _Code().add(_LOAD, 2, 1, _PROTOCOL).add(_UNEQUAL, 2, 0, "refuse", _ETHERTYPE_IP)
-    code.add(_CONST, 2, constant=offset).add(_COPY, 3, _FRAME).add(_ADD, 3, constant=-8)
+    code.add(_CONST, 2, constant=16).add(_COPY, 3, _FRAME).add(_ADD, 3, constant=-8)
     code.add(_CONST, 4, constant=4).add(_CALL, constant=_SKB_LOAD_BYTES).add(_UNEQUAL, 0, 0, "refuse", 0)
     code.add(_LOAD, 2, _FRAME, -8).add(_UNEQUAL, 2, 0, "refuse", own)
     return code.end(1).at("refuse").end(0).build()
+
+
+def _leaving(own: int) -> bytes:
+    """Only IPv4 packets of a socket that has the own address, or none: then sendto(2) gave it the own one.
+
+    Not by the packet's header: the firewall may have put the host's address there (masquerade).
+    """
+    code = _Code().add(_LOAD, 2, 1, _PROTOCOL).add(_UNEQUAL, 2, 0, "refuse", _ETHERTYPE_IP)
+    code.add(_LOAD_LONG, 2, 1, _SOCKET).add(_NULL, 2, 0, "refuse", 0)
+    code.add(_LOAD, 2, 2, _SOURCE_OF_SOCKET).add(_EQUAL, 2, 0, "pass", 0).add(_UNEQUAL, 2, 0, "refuse", own)
+    return code.at("pass").end(1).at("refuse").end(0).build()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from labctl.errors import UsageError
 from labctl.linux import capabilities
 from labctl.runtime import spec
 
@@ -123,23 +124,36 @@ def files(facts: NodeFacts) -> dict[str, str]:
     """The files that an init of labctl's goes by: its table (init(5)), and the command as a service."""
     if kind_of(facts) != "lxc" or facts.node.init:
         return {}
-    own = {file.path for file in facts.node.files}
-    found = {}
-    if INITTAB not in own:
-        lines = [
-            "# Written by labctl: the node's command is the one service; a table of yours takes its place."
-        ]
-        lines += [f"::respawn:/bin/sh {SERVICE}"] if facts.command else []
-        found[INITTAB] = "\n".join(lines) + "\n"
-    if facts.command:
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(facts.env.items())]
-        lines = [*exports, f"cd {shlex.quote(facts.workdir)} || exit 1", f"exec {shlex.join(facts.command)}"]
-        found[SERVICE] = "\n".join(lines) + "\n"
-    return found
+    if INITTAB in {file.path for file in facts.node.files}:
+        return {}
+    table = "# Written by labctl: the node's command is the one service; a table of yours takes its place.\n"
+    if not facts.command:
+        return {INITTAB: table}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(facts.env.items())]
+    lines = [*exports, f"cd {shlex.quote(facts.workdir)} || exit 1", f"exec {_as_user(facts)}"]
+    return {INITTAB: f"{table}::respawn:/bin/sh {SERVICE}\n", SERVICE: "\n".join(lines) + "\n"}
+
+
+def _as_user(facts: NodeFacts) -> str:
+    """The command as a line for the shell, by su(1) where the image names a user for it.
+
+    Raises UsageError for a number, which su doesn't take.
+    """
+    line = shlex.join(facts.command)
+    user = facts.user.partition(":")[0]
+    if user in ("", "0", "root"):
+        return line
+    if user.isdigit():
+        raise UsageError(
+            f"{facts.node.name}: its image runs as user {user}, and an init starts services by users' names",
+            hint="isolation: docker runs it as it is; else give the node an /etc/inittab of its own",
+        )
+    return f"su -s /bin/sh {shlex.quote(user)} -c {shlex.quote('exec ' + line)}"
 
 
 def _init_mounts(facts: NodeFacts) -> list[dict[str, Any]]:
     if facts.node.init:
         return []
-    options = ["rbind", "ro", "rprivate", "idmap"]
+    # Not idmapped: all may run it, and a machine has it on a tmpfs, which can't be before Linux 6.3.
+    options = ["bind", "ro", "rprivate"]
     return [{"destination": INIT, "type": "bind", "source": facts.init_program, "options": options}]

@@ -10,8 +10,10 @@ import pytest
 
 from labctl.errors import ProfileError, UsageError
 from labctl.home import Home
+from labctl.lab.compare import HOST, Column, compared
 from labctl.lab.making import refuse_privileged
 from labctl.lab.model import Options
+from labctl.lab.observe import Observation
 from labctl.profile import load_text
 from labctl.tiers.container import ContainerNode
 from tests.unit.test_lab_planner import planned, profile_of
@@ -126,3 +128,33 @@ def test_a_lab_of_nothing_but_a_chroot_has_no_network() -> None:
     plan = planned(profile_of("nodes: {a: {isolation: chroot, volumes: ['data:/data']}}\n"))
     assert not [item for item in plan.graph if item.kind in ("bridge", "firewall", "dns", "net")]
     assert plan.graph["root:a"].needs == ("folder:lab", "volume:data")
+
+
+def test_a_command_is_a_service_of_the_init_unless_the_node_has_a_table() -> None:
+    text = "nodes: {a: {isolation: lxc, command: [serve, 'a b'], env: {X: '1 2'}, workdir: /srv%s}}\n"
+    item = planned(profile_of(text % "")).graph["container:a"]
+    assert isinstance(item, ContainerNode)
+    assert item.files["/etc/inittab"].splitlines()[-1] == "::respawn:/bin/sh /run/labctl/service"
+    assert item.files["/run/labctl/service"] == "export X='1 2'\ncd /srv || exit 1\nexec serve 'a b'\n"
+    item = planned(profile_of(text % ", files: {/etc/inittab: none}")).graph["container:a"]
+    assert isinstance(item, ContainerNode)
+    assert not {"/etc/inittab", "/run/labctl/service"} & set(item.files)
+
+
+def test_the_table_of_a_comparison_tells_the_ways_apart() -> None:
+    host = Column(HOST, seen=Observation(boot_id="b", namespaces={"pid": "pid:[1]"}, processes=100))
+    same = Observation(boot_id="b", namespaces={"pid": "pid:[1]"}, processes=90)
+    own = Observation(boot_id="b", namespaces={"pid": "pid:[2]"}, processes=2)
+    columns = [
+        host,
+        Column("chroot", isolation="chroot", leaves_root=True, seen=same),
+        Column("docker", isolation="docker", leaves_root=False, seen=own),
+        Column("nested", isolation="docker", inside="vm", seen=own),
+    ]
+    rows = {row.key: row for row in compared("lab", columns).rows}
+    assert rows["way-out"].raw == {HOST: None, "chroot": True, "docker": False, "nested": None}
+    assert rows["way-out"].values["nested"] == "not tried"
+    assert rows["way-out"].tones == {"chroot": "same", "docker": "own"}
+    assert rows["isolation"].raw["chroot"] == "chroot" and rows["isolation"].raw[HOST] is None
+    assert rows["processes"].values["chroot"] == "90, the host's among them"
+    assert rows["processes"].raw["chroot"] == 90 and rows["processes"].values["docker"] == "2"
