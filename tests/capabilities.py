@@ -338,6 +338,15 @@ def _xen() -> str:
     return f"{problem} (apt-get update?)" if problem else ""
 
 
+@probe("kvm-host")
+def _kvm_host() -> str:
+    """Whether a KVM host can be built: its packages can be had from Debian."""
+    problem = _run(
+        ["apt-get", "--print-uris", "download", "qemu-system-x86", "libvirt-daemon-driver-qemu"], 30
+    )
+    return f"{problem} (apt-get update?)" if problem else ""
+
+
 @probe("docker-registry")
 def _registry() -> str:
     with tempfile.TemporaryDirectory(prefix="labctl-probe-") as folder:

@@ -14,5 +14,12 @@ def options(session: Session, **more: Any) -> Options:
 
 
 def planning(session: Session, *, fallback: str, nested: str, **more: Any) -> Options:
-    """The same for a verb that plans: what its command line leaves open is as the configuration says."""
-    return options(session, fallback=fallback or session.fallback, nested=nested or session.nested, **more)
+    """The same for a verb that plans: what its command line leaves open is as the configuration says
+    (for `nested`, where the profile leaves it open as well)."""
+    return options(
+        session,
+        fallback=fallback or session.fallback,
+        nested=nested,
+        usual_nested=session.nested,
+        **more,
+    )

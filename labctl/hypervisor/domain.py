@@ -43,6 +43,7 @@ class DomainDisk:
     backing_format: str = "raw"
     cache: str = "unsafe"  # a lab's disk need not survive the host's power cut; twice as fast
     io: str = ""  # threads, native or io_uring; "" = QEMU's choice
+    block: bool = False  # a block device of the domain's host, not a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class Domain:
     kind: ClassVar[str] = "domain"
     gate: ClassVar[str] = "boot"
     cost: ClassVar[float] = 20.0
+    keeps_log: ClassVar[bool] = True  # whether its console's log goes on at the next start
     volatile: ClassVar[tuple[str, ...]] = ("snapshot", "snapshots")  # how it is started, not what it is
 
     owner: Owner
@@ -206,8 +208,12 @@ class Domain:
             return Look(Presence.BROKEN, "defined differently")
         state, reason = (int(value) for value in found.state()[:2])
         look = _look_of(state, reason)
-        died = look.presence is Presence.BROKEN and panic.last_words(self.console_log)
+        died = look.presence is Presence.BROKEN and self.last_words()
         return Look(look.presence, f"its kernel panicked: {died}", look.data) if died else look
+
+    def last_words(self) -> str:
+        """Why its kernel panicked; "" when it didn't, or nothing is known of it."""
+        return panic.last_words(self.console_log)
 
     def unmake(self) -> list[str] | None:
         """Destroy and undefine it; returns when QEMU has ended.  Absent or not ours: nothing to do.

@@ -39,8 +39,9 @@ def doctor(options: Options, emit: Emit = silent, *, fresh: bool = False) -> lis
 
     def hardware() -> Finding:
         from labctl.hypervisor.probe import probe_hardware
+        from labctl.lab.hosts import doctor_hardware
 
-        return probe_hardware(home, fresh=fresh, emit=emit)
+        return doctor_hardware(home, probe_hardware(home, fresh=fresh, emit=emit))
 
     def para() -> Finding:
         from labctl.lab.hosts import doctor_para

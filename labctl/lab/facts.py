@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # What a lab takes on the disk before its nodes run: the ledger, and logs, settings and layers of nodes.
 LEDGER_BYTES, MACHINE_BYTES, CONTAINER_BYTES = 256 << 10, 1 << 20, 16 << 10
+X86 = "x86_64"  # what labctl's host machines are
 LINUX_ARCH = {"amd64": "x86_64", "arm64": "aarch64"}  # OCI's word → the kernel's
 
 
@@ -38,8 +39,11 @@ def this_arch() -> str:
     return LINUX_ARCH.get(arch, arch)
 
 
-def probe(home: Home) -> Probe:
-    """Ask the rooms below, by trying: each answer is kept per boot of the host."""
+def probe(home: Home, nested: str = "auto") -> Probe:
+    """Ask the rooms below, by trying: each answer is kept per boot of the host.
+
+    `nested` as in with_hosts.
+    """
 
     def ask(tier: str, arch: str) -> Ability:
         if tier == "container":
@@ -52,6 +56,8 @@ def probe(home: Home) -> Probe:
             answer = hypervisor.probe_emulation(home, arch)
         elif tier == "hardware":
             answer = hypervisor.probe_hardware(home)
+            if not answer.ok and arch in ("", X86):
+                return _no_hardware(answer, once("kvm-host", arch) if nested == "always" else None)
         elif tier == "uml":
             from labctl.hypervisor.probe_uml import probe_uml
 
@@ -84,13 +90,24 @@ def _no_para(native: Capability, host: Ability) -> Ability:
     return Ability(False, f"{native.reason}, and no Xen host can be built: {host.reason}", host.remedy)
 
 
+def _no_hardware(native: Capability, host: Ability | None) -> Ability:
+    """Why this host's KVM runs no machine, and that one of the lab could; `host` is given where it was asked
+    for.  Only then is the archive asked whether its packages are there."""
+    if host is not None and not host.ok:
+        reason = f"{native.reason}, and no KVM host can be built: {host.reason}"
+        return Ability(False, reason, host.remedy, native.detail)
+    way = "or --nested always, which emulates a KVM host for it: slow"
+    return Ability(False, native.reason, f"{native.remedy}; {way}", native.detail)
+
+
 def choices(profile: Profile, options: Options) -> tuple[Profile, dict[str, Choice]]:
     """The profile with the host machines that labctl adds to it, and the tier of every node.
 
     Raises HostCannot when one can't run here and the options don't help.
     """
-    ask = probe(options.home)
-    profile = with_hosts(with_management(profile), ask, this_arch(), options.nested)
+    nested = options.nested or str(profile.nested or "") or options.usual_nested
+    ask = probe(options.home, nested)
+    profile = with_hosts(with_management(profile), ask, this_arch(), nested)
     chosen = choose(
         profile,
         this_arch(),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from labctl.errors import LabError
 from labctl.home import Home
 from labctl.hypervisor.capability import Capability
 from labctl.image.model import debian_arch, host_arch
-
-_ARCH = "x86_64"
 
 
 def probe(home: Home, name: str) -> Capability:
@@ -20,13 +19,13 @@ def probe(home: Home, name: str) -> Capability:
     """
     from labctl.image import recipe
     from labctl.image.store import Store
-    from labctl.lab.facts import this_arch
+    from labctl.lab.facts import X86, this_arch
 
     found = recipe.find(name)
     if found is None:
         return Capability(name, False, f"this labctl has no image {name}", "use --fallback emulation")
-    if this_arch() != _ARCH:
-        why = f"labctl's {name} is a machine of {_ARCH}, and this host is {this_arch()}"
+    if this_arch() != X86:
+        why = f"labctl's {name} is a machine of {X86}, and this host is {this_arch()}"
         return Capability(name, False, why, "use --fallback emulation")
     store = Store(home.cache / "images")
     image = store.find(name, host_arch())
@@ -49,6 +48,17 @@ def doctor_para(home: Home) -> Capability:
     return Capability(
         "para", False, f"{native.reason}, and no Xen host can be built: {built.reason}", built.remedy
     )
+
+
+def doctor_hardware(home: Home, native: Capability) -> Capability:
+    """What hardware would run on here: this host's KVM (as tried: `native`), or why not and what else can."""
+    if native.ok:
+        return native
+    built = probe(home, "kvm-host")
+    if built.ok:
+        way = "or labctl up --nested always: a KVM host under emulation, slow"
+        return replace(native, remedy=f"{native.remedy}; {way}")
+    return replace(native, reason=f"{native.reason}, and no KVM host can be built: {built.reason}")
 
 
 def _missing_packages(home: Home, packages: tuple[str, ...]) -> str:

@@ -22,7 +22,10 @@ class Options:
     libvirt: str = ""
     skip_unavailable: bool = False
     fallback: str = ""  # the tier to use where the asked one can't run: "emulation"
-    nested: str = "auto"  # whether labctl builds hosts for tiers that can't run here: auto, never, always
+    # When labctl builds hosts for tiers that can't run here (auto, never, always): as asked for this time
+    # ("" = as the profile says), and where neither says.
+    nested: str = ""
+    usual_nested: str = "auto"
     allow_privileged: bool = False
     rollback: bool = False  # take down what a failed first `up` made
     wait: float = 0.0  # seconds to wait for another labctl that holds the lab

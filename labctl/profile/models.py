@@ -46,6 +46,7 @@ from labctl.profile.types import (
     Mode,
     MountKind,
     Name,
+    Nested,
     Protocol,
     Size,
     Text,
@@ -495,6 +496,12 @@ class Profile(Model):
     nodes: dict[str, Node] = Field(default={}, description="The machines.")
     volumes: dict[str, Volume] = Field(default={}, description="Named volumes that nodes share.")
     secrets: dict[str, Secret] = Field(default={}, description="Secrets that nodes are given.")
+    nested: Nested | None = Field(
+        default=None,
+        description="When labctl adds a host machine for a tier that this host can't run: `auto` (for para), "
+        "`always` (for hardware as well, a KVM host under emulation: slow), `never`. Left out: as the "
+        "configuration says, else auto; `--nested` goes before both.",
+    )
     checks: tuple[Check, ...] = Field(default=(), description="What must hold once the lab is ready.")
 
     def to_json(self) -> str:

@@ -93,8 +93,8 @@ def json_schema() -> Schema:
         for field, examples in fields.items():
             defs[name]["properties"][field]["examples"] = examples
     _tidy(schema)
-    order = ("name", "description", "defaults", "groups", "networks", "nodes", "volumes", "secrets", "checks")
-    schema["properties"] = {key: top[key] for key in order}
+    order = "name description nested defaults groups networks nodes volumes secrets checks"
+    schema["properties"] = {key: top[key] for key in order.split()}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": ID, "title": "labctl profile"}
     return {**head, **{key: value for key, value in schema.items() if key != "title"}}
 

@@ -97,6 +97,14 @@ class DiskBus(StrEnum):
     SATA = "sata"
 
 
+class Nested(StrEnum):
+    """When labctl adds a host machine for a tier that this host can't run: for para, for every one, never."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 class Engine(StrEnum):
     """What makes a para node: the Xen hypervisor, or a kernel that runs as a program."""
 

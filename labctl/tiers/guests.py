@@ -11,15 +11,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import quote
 
 from labctl.data import data
 from labctl.errors import HostCannot, LabError, TimedOut, UsageError
 from labctl.guest.ssh import banner_up
-from labctl.hypervisor import connection
+from labctl.hypervisor import connection, panic
 from labctl.hypervisor.connection import Libvirt, Lost, Missing
-from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic
+from labctl.hypervisor.domain import LOOK_SECONDS, START_SECONDS, Domain, DomainDisk, DomainNic
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL
 from labctl.looks import Look, Presence
 from labctl.records import dataclass
@@ -31,10 +31,16 @@ from labctl.tiers.plugs import DiskPlugs
 from labctl.tiers.record import SshPlace
 from labctl.tiers.vm import disk_of, domain_of, mounts_of, record_of_vm
 
+if TYPE_CHECKING:
+    from labctl.guest.machine import Completed
+    from labctl.guest.ssh import SshMachine
+
 REACH_SECONDS = 240.0  # a machine in a machine, both emulated, on a busy host
 BANNER_SECONDS = 3.0
 _FILES_SECONDS = 120.0
+SILENT_SECONDS = 30  # a guest of KVM under emulation that does nothing for so long has hung
 _PLACE = "/run/labctl-guests"  # in the host machine
+_LOGS = "/var/log/libvirt/qemu"  # there, too
 _WORDS = {"para": ("xen", "xen"), "hardware": ("kvm", "qemu")}  # tier → (domain type, URI scheme)
 
 
@@ -96,10 +102,10 @@ def _guest(facts: NodeFacts, host: Domain, place: SshPlace, short: str) -> Guest
     )
     bus = "xen" if xen else "virtio"
     all_disks = (
-        DomainDisk(path=f"{_PLACE}/{short}-root", serial=ROOT_SERIAL, bus=bus),
-        DomainDisk(path=f"{_PLACE}/{short}-config", serial=CONFIG_SERIAL, bus=bus, readonly=True),
+        DomainDisk(path=f"{_PLACE}/{short}-root", serial=ROOT_SERIAL, bus=bus, block=True),
+        DomainDisk(path=f"{_PLACE}/{short}-config", serial=CONFIG_SERIAL, bus=bus, readonly=True, block=True),
         *(
-            replace(made, path=f"{_PLACE}/{short}-{_file_of(d.name)}", format="raw", backing="")
+            replace(made, path=f"{_PLACE}/{short}-{_file_of(d.name)}", format="raw", backing="", block=True)
             for d, made in zip(node.disks, disks.domain_disks(facts), strict=True)
         ),
     )
@@ -118,7 +124,8 @@ def _guest(facts: NodeFacts, host: Domain, place: SshPlace, short: str) -> Guest
         "cmdline": kernel.xen_cmdline if xen else kernel.cmdline,
         "disks": all_disks,
         "nics": nics,
-        "console_log": "",
+        # In the host machine, where its libvirt writes it; Xen's has no such thing.
+        "console_log": "" if xen else f"{_LOGS}/{short}.console",
         "channels": (),
         "snapshots": "",
     }
@@ -150,6 +157,7 @@ class Guest(Domain):
     """A domain in a host machine.  When that machine is off or gone, so is the domain."""
 
     kind: ClassVar[str] = "guest"
+    keeps_log: ClassVar[bool] = False  # so that an earlier start's words are not taken for this one's
     gate: ClassVar[str] = "guest"  # one after another: Xen's tools are slow when they run side by side
 
     host: SshPlace
@@ -183,29 +191,65 @@ class Guest(Domain):
             ) from error
 
     def make(self) -> list[str]:
-        """Bring its files to where the host machine's tools find them, define and start it."""
-        look = self.look()
-        if not look.there:
-            self._files()
-        return super().make()
+        """Bring its files to where the host machine's tools find them, define and start it; one that hangs
+        as it boots is started once more."""
+        if self.look().there:
+            return super().make()
+        self._files()
+        told = super().make()
+        if not self._hangs():
+            return told
+        self.with_domain(_again, seconds=START_SECONDS)
+        return [
+            *told,
+            f"{self.name} did nothing for {SILENT_SECONDS} s as it booted, so it was started once more",
+        ]
 
     def _files(self) -> None:
         """Name the plugged disks by their serials, and copy the kernel out of its own: tools read files."""
-        from labctl.tiers.machines import host_machine
-
-        script = data("templates", "host", "files").read_text()
-        machine = host_machine(self.host, self.host_domain.name)
-        argv = [
-            "sh",
-            "-s",
-            _PLACE,
-            *(f"{self.short}-{what}" for what in ("kernel", "initrd")),
-            *(Path(disk.path).name for disk in self.disks),
-        ]
-        done = machine.run(argv, input=script.encode(), user="0", timeout=_FILES_SECONDS, own_tools=True)
+        boot = (f"{self.short}-{what}" for what in ("kernel", "initrd"))
+        serials = (*boot, *(Path(disk.path).name for disk in self.disks))
+        done = self._script("files", _PLACE, *serials, seconds=_FILES_SECONDS)
         if done.code:
             said = done.errors.strip().splitlines()[-1:] or [f"exit code {done.code}"]
             raise LabError(f"{self.name}: its files did not come into {self.host_domain.name}: {said[0]}")
+
+    def _hangs(self) -> bool:
+        """Wait until it has booted; whether it does nothing any more, on its serial line and its disk.
+
+        Without a record of its serial line nobody can tell, nor when the host machine doesn't answer: then
+        whoever waits for its SSH server does.
+        """
+        if not self.console_log:
+            return False
+        words = (self.console_log, f"{_PLACE}/{self.short}-root", str(SILENT_SECONDS))
+        try:
+            return self._script("watch", *words, seconds=REACH_SECONDS).code == 3
+        except LabError:
+            return False
+
+    def last_words(self) -> str:
+        """Why its kernel panicked; "" when it didn't, or nothing is known of it."""
+        if not self.console_log:
+            return ""
+        argv = ["tail", "-c", str(panic.TAIL_BYTES), self.console_log]
+        try:
+            done = self._host_machine().run(argv, user="0", timeout=LOOK_SECONDS, own_tools=True)
+        except LabError:
+            return ""
+        return panic.words_in(done.stdout)
+
+    def _script(self, name: str, *words: str, seconds: float) -> Completed:
+        """Run one of templates/host in the host machine."""
+        script = data("templates", "host", name).read_text()
+        argv = ["sh", "-s", *words]
+        machine = self._host_machine()
+        return machine.run(argv, input=script.encode(), user="0", timeout=seconds, own_tools=True)
+
+    def _host_machine(self) -> SshMachine:
+        from labctl.tiers.machines import host_machine
+
+        return host_machine(self.host, self.host_domain.name)
 
     def look(self) -> Look:
         """As for any domain; absent when the host machine or its libvirt does not answer, as in a boot."""
@@ -238,3 +282,10 @@ class Guest(Domain):
     def _answers(self) -> bool:
         place = self.host
         return bool(place.address) and banner_up(place.address, place.port, timeout=BANNER_SECONDS)
+
+
+def _again(found: Any) -> None:
+    """End a virDomain that hangs, and start it anew."""
+    if found.isActive():
+        found.destroy()
+        found.create()

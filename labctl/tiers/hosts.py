@@ -22,11 +22,11 @@ from collections.abc import Iterable
 
 from labctl.errors import UsageError
 from labctl.profile.models import Attachment, Network, Node, Profile, Ready
-from labctl.profile.types import Engine, Hypervisor, Tier
+from labctl.profile.types import Engine, Hypervisor, Nested, Tier
 from labctl.records import dataclass
 from labctl.tiers.select import HOST_WORDS, Probe
 
-NESTED = ("auto", "never", "always")
+NESTED = tuple(str(word) for word in Nested)
 DEFAULT_GUEST = 256 << 20
 _MIB = 1 << 20
 _STEP = 512 * _MIB  # a host grows in such steps, so that one more guest seldom means another host
@@ -61,8 +61,8 @@ def with_hosts(profile: Profile, probe: Probe, host_arch: str, nested: str) -> P
     if nested not in NESTED:
         raise UsageError(f"--nested {nested}: one of {', '.join(NESTED)} is expected")
     profile = _completed(profile)
-    wanted = {"auto": (Tier.PARA,), "always": (Tier.PARA, Tier.HARDWARE), "never": ()}[nested]
-    for tier in wanted:
+    wanted = {Nested.AUTO: (Tier.PARA,), Nested.ALWAYS: (Tier.PARA, Tier.HARDWARE), Nested.NEVER: ()}
+    for tier in wanted[Nested(nested)]:
         guests = [
             node
             for node in profile.nodes.values()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import shutil
+import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,9 +17,12 @@ from labctl.data import data
 from labctl.errors import Failures, HostCannot, UsageError
 from labctl.home import Home
 from labctl.hypervisor.domain import Domain
+from labctl.hypervisor.snapshot import parks
+from labctl.hypervisor.xml import domain_xml
 from labctl.image.model import ImageConfig
-from labctl.lab import addresses, planner
+from labctl.lab import addresses, facts, planner
 from labctl.lab.facts import arch_of, check_room, kernel_of
+from labctl.lab.model import Options
 from labctl.lab.names import lab_id
 from labctl.looks import Owner
 from labctl.profile import Profile, load, load_text
@@ -276,6 +283,59 @@ def test_no_host_is_added_where_none_is_wanted_or_possible() -> None:
     assert (nested.inside, nested.accelerator) == ("kvm-host", "KVM, on a KVM host under TCG")
     with pytest.raises(UsageError, match="one of auto, never, always"):
         planned(profile, nested="sometimes")
+
+
+def test_a_guest_of_a_kvm_host_is_a_domain_of_kvm_on_block_devices() -> None:
+    profile = profile_of("nodes: {h: {tier: hardware}}\n")
+    plan = planned(profile, host={**WITH_XEN, ("kvm-host", ""): Ability(True, detail="KVM")}, nested="always")
+    host, guest = plan.graph["domain:kvm-host"], plan.graph["guest:h"]
+    assert isinstance(host, Domain) and isinstance(guest, Guest)
+    assert (host.type, host.cpu, host.vcpus) == ("qemu", "qemu64,+svm,+npt,+rdrand", 1)
+    root = ElementTree.fromstring(domain_xml(guest))
+    assert root.get("type") == "kvm" and guest.uri.startswith("qemu+libssh2://root@")
+    kinds = [(disk.get("type"), disk.find("source").get("dev")) for disk in root.iterfind("devices/disk")]  # type: ignore[union-attr]
+    assert kinds == [("block", f"/run/labctl-guests/{guest.short}-{what}") for what in ("root", "config")]
+    interface, log = root.find("devices/interface"), root.find("devices/serial/log")
+    assert interface is not None and interface.find("target") is None, "its host names the tap"
+    assert log is not None and log.get("append") == "off", "an earlier boot's words are not this one's"
+    assert not parks(guest)
+
+
+@pytest.mark.skipif(not shutil.which("busybox"), reason="busybox is not installed")
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("BIOS\n[ 0.1 ] Linux\nLABCTL-READY\n", 0),
+        ("LABCTL-FAILED: no disk", 3),  # no end of the line yet: more may come
+        ("LABCTL-FAILED: no disk\n", 0),
+        ("[ 0.1 ] Linux\n", 3),
+        ("", 3),
+    ],
+)
+def test_a_guest_that_says_nothing_more_has_hung(tmp_path: Path, said: str, code: int) -> None:
+    (tmp_path / "console").write_text(said)
+    argv = ["busybox", "sh", "-s", str(tmp_path / "console"), "/dev/none", "1"]
+    script = data("templates", "host", "watch").read_bytes()
+    assert subprocess.run(argv, input=script, timeout=20).returncode == code
+
+
+def test_whether_hosts_are_added_is_asked_of_the_command_line_the_profile_and_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    host = abilities({**WITH_XEN, ("kvm-host", ""): Ability(True, detail="KVM")})
+    monkeypatch.setattr(facts, "probe", lambda home, nested: asked.append(nested) or host)
+    for text, options, in_a_host in (
+        ("", Options(), False),
+        ("", Options(usual_nested="always"), True),
+        ("nested: never\n", Options(usual_nested="always"), False),
+        ("nested: always\n", Options(), True),
+        ("nested: always\n", Options(nested="never"), False),
+    ):
+        profile = profile_of(text + "nodes: {h: {tier: hardware}}\n")
+        found, chosen_tiers = facts.choices(profile, replace(options, skip_unavailable=True))
+        assert bool(found.nodes["h"].inside) == in_a_host and bool(chosen_tiers["h"].skipped) != in_a_host
+    assert asked == ["auto", "always", "never", "always", "never"]
 
 
 def test_a_host_of_the_profile_is_completed_and_measured() -> None:
