@@ -340,7 +340,7 @@ def test_cache_sees_attributes_and_hard_links(store: Store, context: Path) -> No
     assert any("from the cache" in line for line in make(store, context, text).said)
 
 
-# What each line leaves in the configuration, as Docker 20.10's own builder has it.
+# What each line leaves in the configuration: as the classic builder of Docker 20.10 reads it, by its parser's rules.
 LENIENT = {
     "EXPOSE 8080:80 127.0.0.1:90:91/udp [::1]:1:2 8000-8002:70 1-2:3-4": (
         "exposed_ports", ("2/tcp", "3/tcp", "4/tcp", "70/tcp", "80/tcp", "91/udp")),
