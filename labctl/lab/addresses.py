@@ -7,7 +7,7 @@ in the profile, so that a second `up` changes only what differs.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field
 
 from labctl.errors import UsageError
@@ -15,6 +15,7 @@ from labctl.lab import names
 from labctl.looks import Owner
 from labctl.network.model import Interface
 from labctl.profile.models import Attachment, Network, Node, Profile
+from labctl.profile.resolve import first_free, fixed_addresses
 from labctl.profile.types import Tier
 from labctl.records import dataclass
 from labctl.tiers.context import Place
@@ -72,20 +73,19 @@ def wanted_subnets(profile: Profile) -> dict[str, tuple[bool, bool]]:
 def segments(profile: Profile, owner: Owner, chosen: Mapping[str, tuple[str, str]]) -> dict[str, Segment]:
     """The segments; `chosen` gives (IPv4, IPv6) subnets for those of `wanted_subnets`."""
     found: dict[str, Segment] = {}
+    fixed = fixed_addresses(profile)
     for name, network in profile.networks.items():
         free4, free6 = chosen.get(name, ("", ""))
         subnet4, subnet6 = network.subnet or free4, network.subnet6 or free6
-        host4 = (network.host_address or _first(subnet4)) if network.host else ""
-        host6 = (network.host_address6 or _first(subnet6)) if network.host else ""
+        host4 = (network.host_address or _first(subnet4, fixed.get(name, ()))) if network.host else ""
+        host6 = (network.host_address6 or _first(subnet6, fixed.get(name, ()))) if network.host else ""
         found[name] = Segment(name, names.bridge_name(owner, name), subnet4, subnet6, host4, host6, network)
     return found
 
 
-def _first(subnet: str) -> str:
-    if not subnet:
-        return ""
-    net = ipaddress.ip_network(subnet)
-    return str(net.network_address + 1) if net.num_addresses > 1 else ""
+def _first(subnet: str, fixed: Collection[str]) -> str:
+    free = first_free(ipaddress.ip_network(subnet), fixed) if subnet else None
+    return str(free or "")
 
 
 def places(

@@ -89,10 +89,10 @@ class Network(Model):
         description="Whether the host has an address here (`host_address: false`: a bare Ethernet).",
     )
     host_address: MaybeAddress = Field(
-        default="", description="The host's IPv4 address here; empty: the first one."
+        default="", description="The host's IPv4 address here; empty: the first that no node has stated."
     )
     host_address6: MaybeAddress = Field(
-        default="", description="The host's IPv6 address here; empty: the first one."
+        default="", description="The host's IPv6 address here; empty: the first that no node has stated."
     )
     mtu: Whole = Field(
         default=0, ge=0, le=65535, description="Largest packet in bytes; 0: the kernel's 1500."

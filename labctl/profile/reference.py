@@ -80,6 +80,9 @@ networks: {lan: {up: false}}   # labctl leaves the link down
 networks: []                   # none at all
 ```
 
+The host has the first address of a subnet that no node has stated, so that a router may have .1. On a /30
+between two routers there is none left for it: `host_address: false` leaves it out.
+
 A network with `subnet: none` gives no addresses: the nodes give themselves theirs. `host_address:
 false` takes the host off it, so that it is nothing but an Ethernet. A machine that is on such networks
 only gets one more interface, `mgmt0`, on a network of labctl's own, by which the host reaches it; it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from labctl.profile.models import Attachment, Check, Network, Node, Profile, Step, Volume
 from labctl.profile.types import Isolation, MountKind, Tier
@@ -41,6 +41,26 @@ def default_networks(
     if len(networks) <= 1:
         return list(networks)
     return [IMPLIED] if IMPLIED in networks else None
+
+
+def fixed_addresses(profile: Profile) -> dict[str, set[str]]:
+    """Network → the addresses that its nodes have stated, without prefix."""
+    found: dict[str, set[str]] = {}
+    for node in profile.nodes.values():
+        for at in node.networks:
+            found.setdefault(at.network, set()).update(
+                str(ipaddress.ip_interface(a).ip) for a in at.addresses
+            )
+    return found
+
+
+def first_free(
+    subnet: ipaddress.IPv4Network | ipaddress.IPv6Network, fixed: Collection[str]
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The first address of a subnet that is not one of `fixed`: the host's, so that it gives way to a router
+    that has .1 as so many do.  None when all are taken."""
+    last = subnet.num_addresses - (1 if subnet.version == 4 else 0)
+    return next((ip for n in range(1, last) if str(ip := subnet.network_address + n) not in fixed), None)
 
 
 def _wants_network(node: Node) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from labctl.profile.models import Attachment, Network, Node, Port
 from labctl.profile.plainly import Loc
-from labctl.profile.resolve import default_networks
+from labctl.profile.resolve import default_networks, first_free, fixed_addresses
 from labctl.profile.rules import Rules
 
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -36,15 +36,16 @@ def subnets(net: Network) -> Iterator[tuple[str, Net]]:
             yield field, ipaddress.ip_network(value)
 
 
-def host_addresses(net: Network) -> dict[int, Addr]:
-    """The host's address of each IP version, where it follows from the profile: the stated or first one."""
+def host_addresses(net: Network, fixed: Collection[str]) -> dict[int, Addr]:
+    """The host's address of each IP version, where it follows from the profile: the stated one, else the
+    first that no node has `fixed`."""
     found: dict[int, Addr] = {}
     for field, subnet in subnets(net):
         stated = net.host_address6 if field == "subnet6" else net.host_address
         if stated:
             found[subnet.version] = ipaddress.ip_address(stated)
-        elif subnet.num_addresses > 2:
-            found[subnet.version] = subnet.network_address + 1
+        elif subnet.num_addresses > 2 and (free := first_free(subnet, fixed)):
+            found[subnet.version] = free
     return found if net.host else {}
 
 
@@ -176,7 +177,7 @@ def _addresses(
     rules: Rules, key: str, node: Node, index: int, at: Attachment, taken: dict[tuple[str, str], str]
 ) -> None:
     net = rules.profile.networks[at.network]
-    hosts = host_addresses(net)
+    hosts = host_addresses(net, fixed_addresses(rules.profile).get(at.network, ()))
     for number, text in enumerate(at.addresses):
         loc: Loc = ("nodes", key, "networks", index, "addresses", number)
         given = ipaddress.ip_interface(text)
@@ -208,7 +209,8 @@ def _room(rules: Rules) -> None:
             room = subnet.num_addresses - (2 if subnet.version == 4 else 1) - net.host
             if need > room >= 0 and not rules.is_broken("networks", name):
                 message = f"{subnet} has room for {room} nodes, and {need} are on {name}"
-                rules.say(("networks", name, field), message)
+                hint = "host_address: false leaves the host out, which counts as one" if net.host else ""
+                rules.say(("networks", name, field), message, hint)
 
 
 def _ways_out(rules: Rules, key: str, node: Node) -> None:

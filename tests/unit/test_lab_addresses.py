@@ -110,6 +110,19 @@ def test_a_fixed_address_wins_over_one_that_was_assigned() -> None:
     assert of(two)["a"] != (taken,)
 
 
+def test_the_host_gives_way_to_a_node_that_has_the_first_address() -> None:
+    profile = load_text(
+        "networks: {n: {subnet: 10.7.0.0/24, subnet6: 'fd00::/64'}}\n"
+        "nodes: {router: {networks: {n: [10.7.0.1, 'fd00::1']}}, second: {networks: {n: 10.7.0.2}}, pc: }\n",
+        name="lab",
+    )
+    found = plan(profile)
+    assert found.segments["n"].host_addresses == ("10.7.0.3/24", "fd00::2/64")
+    assert of(found)["router"] == ("10.7.0.1", "fd00::1")
+    assert of(found)["pc"][0] == "10.7.0.4"
+    assert found.places["pc"].gateway4 == "10.7.0.3"
+
+
 def test_another_subnet_means_other_addresses() -> None:
     text = "networks: {lan: {subnet: 10.7.0.0/24}}\nnodes: {a: {}}\n"
     one = plan(load_text(text, name="lab"))

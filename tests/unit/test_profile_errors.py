@@ -169,7 +169,7 @@ def test_a_mistake_in_a_node(text: str, problem: str) -> None:
     assert found[0].split(": ", 1)[1] == problem
 
 
-NETS = "networks: {n: 10.1.0.0/24, m: {subnet: 10.2.0.0/30}, six: 'fd00::/64', w: {subnet: none}, free: }"
+NETS = "networks: {n: 10.1.0.0/24, m: {subnet: 10.2.0.0/30}, six: 'fd00::/64', w: {subnet: none}, free: , h: {subnet: 10.4.0.0/24, host_address: 10.4.0.9}}"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ NETS = "networks: {n: 10.1.0.0/24, m: {subnet: 10.2.0.0/30}, six: 'fd00::/64', w
         ("a: {networks: {n: 10.9.0.1}}", "10.9.0.1 is outside 10.1.0.0/24, the subnet of n"),
         ("a: {networks: {n: 10.1.0.0}}", "10.1.0.0 is the network address of 10.1.0.0/24"),
         ("a: {networks: {n: 10.1.0.255}}", "10.1.0.255 is the broadcast address of 10.1.0.0/24"),
-        ("a: {networks: {n: 10.1.0.1}}", "10.1.0.1 is the host's own address on n (host_address: in the network gives the host another one)"),
+        ("a: {networks: {h: 10.4.0.9}}", "10.4.0.9 is the host's own address on h (host_address: in the network gives the host another one)"),
         ("a: {networks: {n: 10.1.0.5}}, b: {networks: {n: 10.1.0.5}}", "10.1.0.5 is taken by a on n"),
         ("a: {networks: {n: 10.1.0.5/16}}", "10.1.0.5/16 has another prefix length than 10.1.0.0/24, the subnet of n (leave it out)"),
         ("a: {networks: {n: 300.1.0.5}}", "'300.1.0.5' is no IP address; write one such as 10.1.0.5 or fd00:1::5"),
@@ -187,8 +187,8 @@ NETS = "networks: {n: 10.1.0.0/24, m: {subnet: 10.2.0.0/30}, six: 'fd00::/64', w
         ("a: {networks: {six: 'fd00::5'}, ipv6: false}", "fd00::5 is an IPv6 address, and a has ipv6: false"),
         ("a: {networks: {free: 10.3.0.5}}", "free has no IPv4 subnet, so that 10.3.0.5 can't be on it (write subnet: 10.3.0.0/24 in free)"),
         ("a: {networks: {w: 10.3.0.5}}", "w has no subnet, so that 10.3.0.5 needs a prefix length (such as 10.3.0.5/24)"),
-        ("a: {}", "networks is missing: say which of n, m, six, w, free a is on ([] for none)"),
-        ("a: {networks: [m]}, b: {networks: [m]}", "10.2.0.0/30 has room for 1 nodes, and 2 are on m"),
+        ("a: {}", "networks is missing: say which of n, m, six, w, free, h a is on ([] for none)"),
+        ("a: {networks: [m]}, b: {networks: [m]}", "10.2.0.0/30 has room for 1 nodes, and 2 are on m (host_address: false leaves the host out, which counts as one)"),
         ("a: {networks: {n: {mac: '02:00:00:00:00:01'}}}, b: {networks: {n: {mac: '02:00:00:00:00:01'}}}", "the MAC address 02:00:00:00:00:01 is taken by a on n"),
         ("a: {networks: {n: {mac: '01:00:00:00:00:01'}}}", "01:00:00:00:00:01 is a group (multicast) address; the first pair must be even, such as 02"),
         ("a: {networks: [{network: n, interface: x}, {network: m, interface: x}]}", "a has two interfaces called x"),
