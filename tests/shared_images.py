@@ -1,4 +1,4 @@
-"""Images of recipes for tests with a store of their own: built once, in the cache that all tests share."""
+"""The cache that all tests share: kernels, programs and images are downloaded and built once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from labctl.image.obtain import recipe_for
 from labctl.image.store import Store
 
 
+def shared_cache() -> Path:
+    """The folder of it; LABCTL_TEST_CACHE moves it."""
+    path = Path(os.environ.get("LABCTL_TEST_CACHE") or "/var/cache/labctl-tests")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def share(store: Store, *names: str) -> None:
-    """Bring these recipes' images into the store, with what tells that they are current."""
-    shared = Store(Path(os.environ.get("LABCTL_TEST_CACHE") or "/var/cache/labctl-tests") / "images")
+    """Bring these recipes' images into a store of a test's own, with what tells that they are current."""
+    shared = Store(shared_cache() / "images")
     for name in names:
         assert recipe_for(name) is not None
         image = shared.ensure(name)

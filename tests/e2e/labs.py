@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from labctl.home import Home
+from tests.shared_images import shared_cache
 
 CONTAINERS = ("root", "netns", "overlay", "cgroup", "userns", "idmap", "nft", "dnsmasq")
 
 
-def shared_cache(home: Home) -> None:
-    """Let the home use the cache of all homes of the tests: images and kernels are made once."""
-    shared = Path(os.environ.get("LABCTL_TEST_CACHE") or "/var/cache/labctl-tests")
-    shared.mkdir(parents=True, exist_ok=True)
+def use_shared_cache(home: Home) -> None:
+    """Let the home use the cache of all homes of the tests."""
+    shared = shared_cache()
     if home.cache.is_dir() and not home.cache.is_symlink():
         shutil.rmtree(home.cache)
     if not home.cache.is_symlink():
@@ -36,7 +36,7 @@ class Lab:
         self.home, self.name = home, name
         self.file = folder / f"{name}.yaml"
         self.write(text)
-        shared_cache(home)
+        use_shared_cache(home)
 
     def write(self, text: str) -> None:
         """The profile from now on."""

@@ -13,7 +13,7 @@ import pytest
 
 from labctl.home import Home
 from tests.e2e.labs import CONTAINERS as NEEDED
-from tests.e2e.labs import shared_cache
+from tests.e2e.labs import use_shared_cache
 
 CONTAINERS = """
 name: crash
@@ -89,7 +89,7 @@ def killed_everywhere(
     home: Home, tmp_path: Path, text: str, verb: str, since: Callable[[], list[str]]
 ) -> int:
     """Kill `verb` at each of its points in turn; the number of points."""
-    shared_cache(home)
+    use_shared_cache(home)
     profile = tmp_path / "crash.yaml"
     profile.write_text(text)
     crash = Crash(home, profile)

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +26,6 @@ _IDE = {"labroot": "ide-hd,bus=ide.0,drive=labroot", "labconfig": "ide-cd,bus=id
 BOOT_SECONDS = 90.0  # a busy machine with two cores; a quiet one needs two seconds
 HOST_KEY, CLIENT_KEY = make_key("host"), make_key("client")
 MACS = ("52:54:00:00:00:01", "52:54:00:00:00:02")
-
-
-def shared_cache() -> Path:
-    """Kernels and programs, downloaded once for all runs of the tests on this machine."""
-    path = Path(tempfile.gettempdir()) / f"labctl-test-cache-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
 
 
 def busybox_tree(folder: Path, cache: Path, debian: str = "amd64") -> Path:

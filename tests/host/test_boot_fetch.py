@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from labctl.image.kernels import kernel
-from tests.host.boot_rig import shared_cache
+from tests.shared_images import shared_cache
 
 pytestmark = [pytest.mark.needs("root", "netns", "kernel"), pytest.mark.timeout(240)]
 ROOT = Path(__file__).parents[2]

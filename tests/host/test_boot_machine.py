@@ -19,7 +19,8 @@ import pytest
 from labctl.image.boot_programs import programs
 from labctl.image.bootconfig import BootConfig, Nic, Route
 from labctl.image.disk import make_ext4
-from tests.host.boot_rig import CLIENT_KEY, HOST_KEY, MACS, Vm, booted, busybox_tree, shared_cache
+from tests.host.boot_rig import CLIENT_KEY, HOST_KEY, MACS, Vm, booted, busybox_tree
+from tests.shared_images import shared_cache
 
 pytestmark = [pytest.mark.needs("root", "tcg", "kernel"), pytest.mark.timeout(240)]
 

@@ -30,7 +30,8 @@ from labctl.tiers.context import Choice, ImageFacts, LabFacts, NodeFacts, Place
 from labctl.tiers.inside import InsideContainer, plan
 from labctl.tiers.record import InterfaceRecord, NodeRecord, SshPlace
 from tests.host import boot_rig
-from tests.host.boot_rig import CLIENT_KEY, HOST_KEY, MACS, Vm, booted, busybox_tree, shared_cache
+from tests.host.boot_rig import CLIENT_KEY, HOST_KEY, MACS, Vm, booted, busybox_tree
+from tests.shared_images import shared_cache
 
 pytestmark = [pytest.mark.needs("root", "tcg", "kernel"), pytest.mark.timeout(300)]
 
