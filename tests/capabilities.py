@@ -380,6 +380,16 @@ def _podman() -> str:
         return _run(["unshare", "--mount", "podman", *places, *quiet, "images"], 20)
 
 
+@probe("dbus-daemon")
+def _dbus_daemon() -> str:
+    return _run(["dbus-daemon", "--version"])
+
+
+@probe("busybox")
+def _busybox() -> str:
+    return _run(["busybox", "true"])
+
+
 @probe("buildah")
 def _buildah() -> str:
     return _run(["buildah", "--version"])

@@ -15,14 +15,23 @@ from typing import IO
 
 from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest import copying
-from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream, how_it_ended
+from labctl.guest.machine import (
+    LAST_LINES,
+    Completed,
+    Copied,
+    LogChunk,
+    Sink,
+    Source,
+    Stats,
+    Stream,
+    how_it_ended,
+)
 from labctl.guest.pipes import collect, standard_streams
 from labctl.records import dataclass
 
 _LOOK_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _BLOCK = 1 << 16
-_LAST = 5  # lines of a log
 _TREES = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from labctl.guest.trees import main; sys.exit(main(sys.argv[2:]))"
@@ -175,7 +184,7 @@ class ContainerMachine:
                 code = self._client.states()[self.id].exit_code
         except (ContainerError, OSError, KeyError):
             return ""  # it can't be asked now: no reason to say that it has ended
-        return how_it_ended(code, self.logs(tail=_LAST)) if found.status == "stopped" else ""
+        return how_it_ended(code, self.logs(tail=LAST_LINES)) if found.status == "stopped" else ""
 
     def stats(self) -> Stats:
         """See `Measures.stats`: the figures of its control group."""

@@ -16,7 +16,17 @@ from labctl.errors import LabError
 from labctl.guest import copying
 from labctl.guest.inside_driver import NO_CONTAINER, REASON
 from labctl.guest.inside_link import Link
-from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stats, Stream, how_it_ended
+from labctl.guest.machine import (
+    LAST_LINES,
+    Completed,
+    Copied,
+    LogChunk,
+    Sink,
+    Source,
+    Stats,
+    Stream,
+    how_it_ended,
+)
 from labctl.guest.pipes import collect, write_all
 from labctl.guest.ssh import SshMachine
 
@@ -159,7 +169,7 @@ class InsideMachine:
         found = self.link.call("keep", {"operation": "states"}).get(self.container)
         if found is None or found["status"] != "stopped":
             return ""
-        return how_it_ended(found["exit_code"], self.logs(tail=5))
+        return how_it_ended(found["exit_code"], self.logs(tail=LAST_LINES))
 
     def stats(self) -> Stats:
         """See `Measures.stats`."""

@@ -21,6 +21,7 @@ Sink = IO[bytes] | int | None
 Stream = Literal["stdout", "stderr"]
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
+LAST_LINES = 5  # of a log, in which the last words are looked for
 _LAST_WORDS = 200  # characters
 
 

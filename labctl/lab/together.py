@@ -124,22 +124,20 @@ def _column(node: _Node, emit: Emit, lab: str, timeout: float) -> Column:
 
     try:
         seconds = timeout or max(SECONDS, _STARTS * node.status.seconds)
-        seen = observe(machine(node.record), node.record.name, seconds)
+        there = machine(node.record)
+        seen = observe(there, node.record.name, seconds)
     except LabError as error:
         emit(Note(lab, f"{node.record.name}: {error.message}", "warning"))
         reason, remedy = column.reason or error.message, column.remedy or error.hint
         return replace(column, reason=reason, remedy=remedy, host_memory=_host_memory(node))
-    leaves = _leaves_root(node.record)
-    column = replace(column, seen=seen, reason="", remedy="", host_memory=_host_memory(node))
-    return replace(column, leaves_root=leaves)
+    found = replace(column, seen=seen, reason="", remedy="", host_memory=_host_memory(node))
+    return replace(found, leaves_root=_leaves_root(there))
 
 
-def _leaves_root(record: NodeRecord) -> bool | None:
+def _leaves_root(there: Machine) -> bool | None:
     """Whether root in a container of this host gets out of its /; None where it can't be tried."""
     from labctl.guest.container import ContainerMachine
-    from labctl.tiers.machines import machine
 
-    there = machine(record)
     if not isinstance(there, ContainerMachine):
         return None
     try:

@@ -111,10 +111,9 @@ class NodeFacts:
     place: Place
     kernel: KernelFacts | None = None
     disk: str = ""  # the cached disk of its image, where it is a VM
-    disks: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of its further disks with an image, the cached one
-    disk_digests: Mapping[str, str] = field(default_factory=dict)  # and that image's digest
+    # Of its further disks with an image: the cached disk, and that image's digest.
+    disks: Mapping[str, str] = field(default_factory=dict)
+    disk_digests: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[int, ...] = ()  # the host's port of each published one
     hosts: str = ""  # the text of its /etc/hosts
     is_container_host: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -301,7 +300,7 @@ def test_a_guest_of_a_kvm_host_is_a_domain_of_kvm_on_block_devices() -> None:
     assert not parks(guest)
 
 
-@pytest.mark.skipif(not shutil.which("busybox"), reason="busybox is not installed")
+@pytest.mark.needs("busybox")
 @pytest.mark.parametrize(
     ("said", "code"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import threading
@@ -37,10 +36,9 @@ def test_addresses_of_a_bus() -> None:
         dbus.socket_of("tcp:host=x")
 
 
+@pytest.mark.needs("dbus-daemon")
 def test_a_real_bus_understands_and_is_understood(tmp_path: Path) -> None:
     """dbus-daemon checks every byte of what it is sent, and would hang up at the first that is wrong."""
-    if shutil.which("dbus-daemon") is None:
-        pytest.skip("dbus-daemon is not installed")
     argv = ["dbus-daemon", "--session", "--nofork", "--nosyslog", f"--address=unix:path={tmp_path}/bus"]
     with subprocess.Popen([*argv, "--print-address=1"], stdout=subprocess.PIPE, text=True) as daemon:
         try:
