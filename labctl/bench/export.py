@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from labctl.bench import extra
 from labctl.bench.results import Results
 
 SAMPLE_FIELDS = (
@@ -137,8 +136,8 @@ def citation(results: Results) -> str:
     )
 
 
-def write(results: Results, folder: Path) -> list[str]:
-    """Write all data files; returns remarks (a format that could not be written, and why)."""
+def write(results: Results, folder: Path) -> None:
+    """Write all data files into a folder that is there.  Raises OSError."""
     taken, summed = samples(results), summaries(results)
     (folder / "samples.csv").write_text(as_csv(SAMPLE_FIELDS, taken))
     (folder / "results.csv").write_text(as_csv(RESULT_FIELDS, summed))
@@ -155,12 +154,7 @@ def write(results: Results, folder: Path) -> list[str]:
     }
     (folder / "results.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     (folder / "citation.bib").write_text(citation(results))
-    if not extra.has_parquet():
-        return [
-            "no samples.parquet: pyarrow is not installed (pip install pyarrow); samples.csv has the same"
-        ]
     import pyarrow
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(taken), folder / "samples.parquet")
-    return []

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from labctl.errors import HostCannot
 
-WANTED = ("numpy", "scipy", "matplotlib")
+WANTED = ("numpy", "scipy", "matplotlib", "pyarrow")
 
 
 def need() -> None:
@@ -16,8 +16,3 @@ def need() -> None:
             f"labctl bench needs {', '.join(missing)}: labctl was installed without its extra `bench`",
             hint="pip install 'labctl[bench]', or `make setup-test` in a checkout",
         )
-
-
-def has_parquet() -> bool:
-    """Whether pyarrow is there, which writes Parquet files."""
-    return find_spec("pyarrow") is not None

@@ -16,12 +16,11 @@ from labctl.errors import LabError
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and remarks about what was not."""
+    """What was written."""
 
     folder: Path
     html: Path
     markdown: Path
-    remarks: tuple[str, ...] = ()
 
 
 def write(source: Path, target: Path | None = None) -> Written:
@@ -41,12 +40,12 @@ def write(source: Path, target: Path | None = None) -> Written:
         html, markdown = folder / "report.html", folder / "report.md"
         html.write_text(page(results, plots), encoding="utf-8")
         markdown.write_text(text(results, plots), encoding="utf-8")
-        remarks = export.write(results, folder)
+        export.write(results, folder)
     except OSError as error:
         raise LabError(
             f"cannot write the report to {folder}: {error.strerror}", hint="choose another folder with --out"
         ) from error
-    return Written(folder, html, markdown, tuple(remarks))
+    return Written(folder, html, markdown)
 
 
 def page(results: Results, plots: list[Plot]) -> str:

@@ -159,9 +159,7 @@ def run(
     request = bench.Request(tuple(suites), folder, plan, lab, profile, keep)
     with drawing(session) as emit:
         outcome = bench.bench(request, how, emit)
-    written = report.write(folder)
-    for remark in written.remarks:
-        session.say(remark)
+    report.write(folder)
     _show(session, folder, outcome)
     return 0 if outcome.samples else 1
 
@@ -230,8 +228,6 @@ def report_(
         raise UsageError("--out is for one run", hint="leave it out: each report goes into its run's folder")
     written = [report.write(Path(folder), Path(out) if out else None) for folder in folders]
     for one in written:
-        for remark in one.remarks:
-            session.say(remark)
         if not session.json:
             screen.line(str(one.html))
     if session.json:

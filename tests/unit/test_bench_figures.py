@@ -199,6 +199,11 @@ def test_the_report_is_one_file_without_requests_and_escapes_what_it_is_given(tm
     names = {path.name for path in written.folder.iterdir()}
     assert {"report.html", "report.md", "samples.csv", "results.csv", "results.json", "citation.bib"} <= names
     assert json.loads((written.folder / "results.json").read_text())["results"]
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(written.folder / "samples.parquet")
+    assert table.num_rows == len((written.folder / "samples.csv").read_text().splitlines()) - 1
+    assert table.num_rows and {"place", "value", "emulated"} <= set(table.column_names)
 
 
 def test_two_runs_are_compared_and_a_regression_is_found(tmp_path: Path) -> None:
