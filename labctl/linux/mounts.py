@@ -64,7 +64,8 @@ _PROPAGATION = {
     "runbindable": sc.MS_UNBINDABLE | sc.MS_REC,
 }
 
-OPTION_NAMES = sorted({*_FLAGS, *_RECURSIVE, *_PROPAGATION, "idmap", "ridmap", "tmpcopyup"})
+_OTHERS = ("idmap", "ridmap", "tmpcopyup", "src-nofollow", "dest-nofollow", "copy-symlink")
+OPTION_NAMES = sorted({*_FLAGS, *_RECURSIVE, *_PROPAGATION, *_OTHERS})
 """Every option that `Options` knows; all else is data for the file system."""
 
 
@@ -74,13 +75,17 @@ class Options:
     __slots__ = (
         "attr_clear",
         "attr_set",
+        "copy_link",
         "copy_up",
         "data",
+        "dest_nofollow",
         "flags",
         "idmap",
         "propagation",
         "rec_clear",
         "rec_set",
+        "src_nofollow",
+        "worded",
     )
 
     def __init__(self, options: Sequence[str] = ()) -> None:
@@ -88,7 +93,8 @@ class Options:
         self.propagation: list[int] = []
         self.data: list[str] = []
         self.idmap = ""
-        self.copy_up = False
+        self.copy_up = self.copy_link = self.src_nofollow = self.dest_nofollow = False
+        self.worded = False  # whether anything was said of the mount's flags, be it to clear one
         for option in options:
             self._take(option)
 
@@ -96,6 +102,7 @@ class Options:
         if option in _FLAGS:
             set_, clear, attr_set, attr_clear = _FLAGS[option]
             self.flags = self.flags & ~clear | set_
+            self.worded |= bool((set_ | clear) & ~(sc.MS_BIND | sc.MS_REC | sc.MS_REMOUNT))
             self.attr_clear |= attr_clear | attr_set & sc.MOUNT_ATTR_ATIME
             self.attr_set = self.attr_set & ~attr_clear | attr_set
         elif option in _RECURSIVE:
@@ -108,6 +115,10 @@ class Options:
             self.idmap = option
         elif option == "tmpcopyup":
             self.copy_up = True
+        elif option == "copy-symlink":
+            self.copy_link = True
+        elif option in ("src-nofollow", "dest-nofollow"):
+            setattr(self, option.replace("-", "_"), True)
         else:
             self.data.append(option)
 
@@ -132,9 +143,57 @@ def set_attributes(fd: int, set_: int, clear: int, *, recursive: bool = False) -
         sc.mount_setattr(fd, "", flags, set_=set_, clear=clear)
 
 
-def tree(path: str, *, recursive: bool = False, dirfd: int = sc.AT_FDCWD) -> int:
+_ATIMES = sc.MS_NOATIME | sc.MS_RELATIME | sc.MS_STRICTATIME | sc.MS_NODIRATIME
+# mount(2) flag: (mount attribute, flag of statvfs(3)); the kernel locks all but the last in a user namespace.
+_BOUND = {
+    sc.MS_RDONLY: (sc.MOUNT_ATTR_RDONLY, os.ST_RDONLY),
+    sc.MS_NOSUID: (sc.MOUNT_ATTR_NOSUID, os.ST_NOSUID),
+    sc.MS_NODEV: (sc.MOUNT_ATTR_NODEV, os.ST_NODEV),
+    sc.MS_NOEXEC: (sc.MOUNT_ATTR_NOEXEC, os.ST_NOEXEC),
+    sc.MS_NOSYMFOLLOW: (sc.MOUNT_ATTR_NOSYMFOLLOW, 0),
+}
+
+
+def set_bound(fd: int, options: Options, *, locked: bool) -> None:
+    """Give a bind mount its flags, as mount(2)'s MS_REMOUNT | MS_BIND does and so runc and crun.
+
+    Without any word on them it keeps those of its source; with one they are what was said and no others.
+    `locked`: what the source has must stay, as for a mount in a user namespace; raises SyscallError (EPERM)
+    when it was asked to go (mount_namespaces(7), "Restrictions on mount namespaces").
+    """
+    if not options.worded:
+        return
+    has = os.fstatvfs(fd).f_flag if locked else 0
+    set_ = clear = 0
+    for flag, (attribute, known) in _BOUND.items():
+        if options.flags & flag or has & known:
+            if options.attr_clear & attribute and not options.flags & flag:
+                raise sc.SyscallError(1, "mount", "bind: the source's own flags can't be cleared")
+            set_ |= attribute
+        else:
+            clear |= attribute
+    if options.flags & _ATIMES:
+        field = sc.MOUNT_ATTR_ATIME | sc.MOUNT_ATTR_NODIRATIME
+        wanted = options.attr_set & field
+        if locked and wanted != _atime_of(has):
+            raise sc.SyscallError(1, "mount", "bind: the source's access times can't be changed")
+        set_ |= wanted
+        clear |= field & ~wanted | sc.MOUNT_ATTR_ATIME
+    set_attributes(fd, set_, clear)
+
+
+def _atime_of(flags: int) -> int:
+    """The mount attributes for statvfs(3)'s words on access times."""
+    folders = sc.MOUNT_ATTR_NODIRATIME if flags & os.ST_NODIRATIME else 0
+    if flags & os.ST_NOATIME:
+        return folders | sc.MOUNT_ATTR_NOATIME
+    return folders | (0 if flags & os.ST_RELATIME else sc.MOUNT_ATTR_STRICTATIME)
+
+
+def tree(path: str, *, recursive: bool = False, dirfd: int = sc.AT_FDCWD, follow: bool = True) -> int:
     """A detached copy of the mount tree at `path` (a folder or a file): what a bind mount is made of."""
     flags = sc.OPEN_TREE_CLONE | (sc.AT_RECURSIVE if recursive else 0)
+    flags |= 0 if follow else sc.AT_SYMLINK_NOFOLLOW
     return sc.open_tree(dirfd, path, flags | (0 if path else sc.AT_EMPTY_PATH))
 
 
@@ -272,13 +331,14 @@ def open_in_root(root: int, path: str, flags: int = os.O_PATH, mode: int = 0) ->
     return sc.openat2(root, path.lstrip("/") or ".", flags, mode=mode, resolve=sc.RESOLVE_IN_ROOT)
 
 
-def make_in_root(root: int, path: str, *, folder: bool, links: int = 40) -> int:
+def make_in_root(root: int, path: str, *, folder: bool, links: int = 40, follow: bool = True) -> int:
     """An O_PATH descriptor of `path` inside `root`; it and its parents are made when missing.
 
-    A link that leads nowhere is followed inside `root` too, at most `links` times (ELOOP then).
+    A link that leads nowhere is followed inside `root` too, at most `links` times (ELOOP then); without
+    `follow` a link at the very end is what is opened.
     """
     try:
-        return open_in_root(root, path)
+        return open_in_root(root, path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
     except FileNotFoundError:
         pass
     above, name = os.path.split(os.path.normpath("/" + path))

@@ -93,6 +93,14 @@ def first_ids(pid: int | str) -> tuple[int, int]:
     return first_inside(uids), first_inside(gids)
 
 
+def is_own(kind: str, path: str) -> bool:
+    """Whether a namespace by path is the one that this process itself is in."""
+    try:
+        return os.path.samestat(os.stat(path), os.stat(f"/proc/self/ns/{FILES[kind]}"))
+    except OSError:
+        return False  # what is wrong with the path is said when it is entered
+
+
 def become(uid: int, gid: int) -> None:
     """Take these ids, without further groups.  Raises OSError."""
     set_groups([])

@@ -9,7 +9,8 @@ import os
 import time
 
 from labctl.linux import limits, pidfds, proc
-from labctl.linux.cgroups import Cgroup, Layout, attach_all
+from labctl.linux.cgroups import Cgroup, Layout, attach_all, of_process, write
+from labctl.linux.syscalls import SyscallError
 from labctl.runtime import signals, spec, state
 from labctl.runtime.errors import ContainerError, NotFoundError
 from labctl.runtime.state import Store
@@ -206,6 +207,7 @@ def delete(store: Store, ids: Iterable[str], layout: Layout, *, force: bool) -> 
         try:
             if fd >= 0:
                 pidfds.send(fd, 9)
+                _thaw_elsewhere(document["pid"], group)
             if group is not None:
                 if group.frozen():
                     group.freeze(False)
@@ -234,6 +236,20 @@ def delete(store: Store, ids: Iterable[str], layout: Layout, *, force: bool) -> 
     for path in {os.path.dirname(group.path) for _, _, _, group in gone if group is not None}:
         Cgroup(f"{path}/x", layout).remove_empty_parents()
     return errors
+
+
+def _thaw_elsewhere(pid: int, group: Cgroup | None) -> None:
+    """On v1 a process that somebody moved into a frozen group doesn't even die: take it back into ours."""
+    folder = group.v1.get("freezer") if group is not None else None
+    if group is None or not folder:
+        return
+    now = of_process(pid).get("freezer")
+    if now is not None and not f"{now}/".startswith(f"{group.path}/") and os.path.isdir(folder):
+        try:
+            write(f"{folder}/cgroup.procs", str(pid))
+        except SyscallError as error:
+            if error.errno != 3:  # ESRCH: it has ended meanwhile
+                raise
 
 
 def _poststop(rows: list[dict[str, Any]], document: Document) -> None:

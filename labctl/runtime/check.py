@@ -238,6 +238,9 @@ def config(document: Any, where: str) -> None:
             _process(found, "process")
         for index, row in enumerate(document.get("mounts") or ()):
             _mount(row, f"mounts[{index}]")
+            if index and not row["destination"].strip("/.") and "remount" not in (row.get("options") or ()):
+                # What is masked and read-only goes by the places of mounts that this one would hide.
+                raise ContainerError(f"mounts[{index}]: only the first mount can be the root itself")
         for kind, rows in (document.get("hooks") or {}).items():
             for index, row in enumerate(rows or () if isinstance(rows, list) else ()):
                 _hook(row, f"hooks.{kind}[{index}]")
@@ -331,18 +334,16 @@ def _mount(row: dict[str, Any], where: str) -> None:
     place = os.path.normpath("/" + row["destination"].lstrip("/"))
     if place.startswith("/proc/") and place not in _IN_PROC:
         raise ContainerError(f"{where}: {place} cannot be mounted because it is inside /proc")
-    if place in ("/proc", "/"):
-        _over_proc(row, place, where)
+    if place == "/proc":
+        _over_proc(row, where)
     if bool(row.get("uidMappings")) != bool(row.get("gidMappings")):
         raise ContainerError(f"{where}: uidMappings and gidMappings belong together")
     for name in ("uidMappings", "gidMappings"):
         _complete_maps(row.get(name), f"{where}.{name}")
 
 
-def _over_proc(row: dict[str, Any], place: str, where: str) -> None:
+def _over_proc(row: dict[str, Any], where: str) -> None:
     """Only a real procfs may be /proc: masks, read-only paths and labels all go by it (CVE-2019-16884)."""
-    if place == "/":
-        raise ContainerError(f"{where}: the root can't be mounted over")
     options = row.get("options") or ()
     if row.get("type") == "proc" or "remount" in options:
         return
@@ -381,6 +382,8 @@ def _linux(document: dict[str, Any]) -> None:
         raise ContainerError("linux.intelRdt: Intel RDT is not supported")
     if ((linux.get("rootfsPropagation") or "").removeprefix("r")) not in _PROPAGATIONS:
         raise ContainerError(f"linux.rootfsPropagation: unknown value {linux['rootfsPropagation']!r}")
+    if spaces.get("user") == "" and not linux.get("uidMappings") and not linux.get("gidMappings"):
+        _map_caller(linux, (document.get("process") or {}).get("user") or {})
     for name in ("uidMappings", "gidMappings"):
         _complete_maps(linux.get(name), f"linux.{name}")
         if linux.get(name) and "user" not in spaces:
@@ -406,6 +409,13 @@ def _linux(document: dict[str, Any]) -> None:
         _bare_root(document, linux)
 
 
+def _map_caller(linux: dict[str, Any], user: dict[str, Any]) -> None:
+    """A new user namespace without maps: the caller alone, as the user of the process (crun's default)."""
+    own = (("uidMappings", "uid", os.geteuid()), ("gidMappings", "gid", os.getegid()))
+    for name, key, outside in own:
+        linux[name] = [{"containerID": user.get(key) or 0, "hostID": outside, "size": 1}]
+
+
 def _bare_root(document: dict[str, Any], linux: dict[str, Any]) -> None:
     """Without a mount namespace only the root changes: what would be mounted on the host is refused."""
     asked = [name for name in ("mounts",) if document.get(name)]
@@ -428,6 +438,8 @@ def _device(row: dict[str, Any], where: str) -> None:
 def _sysctl(name: str, spaces: dict[str, str], document: dict[str, Any]) -> None:
     """Only what a namespace of the container's own holds; all else would change the host."""
     dotted = name.replace("/", ".")
+    if name[:1] in ("/", ".") or ".." in name.split("/"):
+        raise ContainerError(f"linux.sysctl: {name!r} contains an invalid path")
     if dotted.startswith("net."):
         space = "network"
     elif dotted.startswith("fs.mqueue.") or dotted in _IPC_SYSCTLS:
@@ -444,16 +456,8 @@ def _sysctl(name: str, spaces: dict[str, str], document: dict[str, Any]) -> None
         raise ContainerError(f"linux.sysctl: {name!r} is not in a separate kernel namespace")
     if space not in spaces:
         raise ContainerError(f"linux.sysctl: {name!r} needs a {space} namespace of the container's own")
-    if os.path.exists("/proc/self/ns") and spaces[space] and _is_own(space, spaces[space]):
+    if spaces[space] and namespaces.is_own(space, spaces[space]):
         raise ContainerError(f"linux.sysctl: {name!r}: the {space} namespace {spaces[space]} is the host's")
-
-
-def _is_own(kind: str, path: str) -> bool:
-    """Whether a namespace by path is the one that the runtime itself is in."""
-    try:
-        return os.path.samestat(os.stat(path), os.stat(f"/proc/self/ns/{namespaces.FILES[kind]}"))
-    except OSError:
-        return False  # what is wrong with the path is said when it is entered
 
 
 def _seccomp(row: dict[str, Any]) -> None:

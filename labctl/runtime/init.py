@@ -154,13 +154,21 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
     sysctl = os.open("/proc/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     if "mount" in spaces:
         bundle, groups = message["state"]["bundle"], message["cgroups"]
+        nodes: list[int] = []
         if namespaces.ORDINARY:  # the right to mount is only in here
             root, sysfs = sources.make_root(config, bundle, None, -1), -1
             binds = sources.make_binds(config, bundle, -1)
         else:
             root, sysfs = fds[0], fds[1] if message["sysfs"] else -1
-            binds = fds[2 if message["sysfs"] else 1 :]
-        builder = RootBuilder(config, root, binds, sysfs, groups, userns=plan.userns)
+            binds = fds[2 if message["sysfs"] else 1 : len(fds) - message["nodes"]]
+            nodes = fds[len(fds) - message["nodes"] :]
+        builder = RootBuilder(
+            *(config, root, binds, sysfs, groups),
+            userns=plan.userns,
+            nodes=nodes,
+            late=sources.late(config, bundle),
+            get=lambda index, place: _late_bind(channel, config, bundle, index, place),
+        )
         builder.build(bundle)
         _hooks(plan, message["state"], "createContainer", "creating")
         builder.enter(pivot=plan.pivot)
@@ -189,6 +197,17 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     if "mount" in spaces:
         builder.protect()
+
+
+def _late_bind(channel: Channel, config: Config, bundle: str, index: int, place: str) -> int:
+    """A bind mount of something in the container's root: our parent has the right to it, as a rule."""
+    if namespaces.ORDINARY:
+        return sources.make_bind(config, bundle, config["mounts"][index], -1, place)
+    channel.send({"bind": index, "place": place})
+    message, fds = channel.receive()
+    if message is None or not fds:
+        raise ContainerError((message or {}).get("error") or "no bind mount came")
+    return fds[0]
 
 
 def _loopback_up() -> None:

@@ -208,10 +208,11 @@ class Job:
         store.write(self.id, self.document)
         debug(f"container {self.id}: process {self.pid} waits in its namespaces and cgroups")
 
-    def go(self, maker: OverlayMaker | None) -> None:
+    def go(self, maker: OverlayMaker | None, scratch: str) -> None:
         """Make its root and its binds, hand them over, and give the word."""
         assert self.channel is not None
         fds: list[int] = []
+        made: list[int] = []
         userns = -1
         try:
             spaces = sources.namespace_paths(self.config)
@@ -225,10 +226,14 @@ class Job:
                 if sysfs >= 0:
                     fds.append(sysfs)
                 fds += sources.make_binds(self.config, self.bundle, userns)
+                if userns >= 0 and not namespaces.nested():
+                    made = sources.make_devices(self.config, scratch)
+                    fds += made
             oci = state.oci({**self.document, "annotations": {}}, "creating")  # it has its annotations
             group = self.place.group if self.place is not None else None
             groups = group.by_name() if group is not None else {}
-            self.channel.send({"go": True, "sysfs": sysfs >= 0, "state": oci, "cgroups": groups}, fds)
+            word = {"go": True, "sysfs": sysfs >= 0, "nodes": len(made), "state": oci, "cgroups": groups}
+            self.channel.send(word, fds)
             debug(f"container {self.id}: process {self.pid} makes its root and goes on")
         finally:
             for fd in [*fds, *([userns] if userns >= 0 else [])]:
@@ -307,9 +312,9 @@ def launch(store: Store, jobs: list[Job], layout: Layout, *, timeout: float = 60
     each(lambda job: _parent_hooks(job, "prestart", "createRuntime"))
     if any(sources.overlay_of(job.config)[0] for job in alive):
         with OverlayMaker(_scratch(store)) as maker:
-            each(lambda job: job.go(maker))
+            each(lambda job: job.go(maker, _scratch(store)))
     else:
-        each(lambda job: job.go(None))
+        each(lambda job: job.go(None, _scratch(store)))
     for job in _collect(alive, timeout):
         job.document["status"] = "created" if job.wait_for_start else "running"
         if not job.wait_for_start:
@@ -377,6 +382,9 @@ def _collect(jobs: list[Job], timeout: float) -> list[Job]:
             if message and message.get("console"):
                 job.console = fds[0]
                 continue
+            if message and "bind" in message:
+                _bind_inside(job, message["bind"], message["place"])
+                continue
             if message and message.get("listener"):
                 _hand_over(job, message["listener"])
                 continue
@@ -391,6 +399,29 @@ def _collect(jobs: list[Job], timeout: float) -> list[Job]:
             else:
                 good.append(job)
     return good
+
+
+def _bind_inside(job: Job, index: int, place: str) -> None:
+    """Make a bind mount of what is mounted in the container already: in its mount namespace, for a moment."""
+    assert job.channel is not None
+    fds: list[int] = []
+    try:
+        for name in ("/proc/self/ns/mnt", f"/proc/{job.pid}/ns/mnt", f"/proc/{job.pid}/ns/user", "."):
+            fds.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+        home, there, userns, here = fds
+        sc.setns(there, sc.CLONE_NEWNS, "the container's mount namespace")
+        try:
+            mount = job.config["mounts"][index]
+            fds.append(sources.make_bind(job.config, job.bundle, mount, userns, place))
+        finally:
+            sc.setns(home, sc.CLONE_NEWNS, "the first mount namespace")
+            os.fchdir(here)
+        job.channel.send({"bind": index}, fds[4:])
+    except _EXPECTED as error:
+        job.channel.send({"error": str(error)})
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def _hand_over(job: Job, number: int) -> None:

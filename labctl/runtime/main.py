@@ -114,6 +114,10 @@ def _context(given: options.Options) -> Context:
 
 def _prepare_log(context: Context) -> None:
     """See that the log can be written before anything is done.  Raises ContainerError."""
+    kind, colon, _ = context.log.partition(":")
+    if colon and kind in ("journald", "syslog"):
+        context.log = ""
+        raise ContainerError(f"--log: {kind} is not supported: give a file")
     if path := context.log:
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 
@@ -13,6 +14,7 @@ from labctl.runtime.sources import is_bind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Config = dict[str, Any]
@@ -39,7 +41,9 @@ class RootBuilder:
 
     `binds` are the descriptors of the bind mounts in order, `sysfs` one made by the parent or -1, `cgroups`
     the container's folder in each hierarchy (v1 controller, "" for v2), `userns` whether this process is in
-    a user namespace of its own (then device nodes are bound, not made).
+    a user namespace of its own (then device nodes are bound, not made); `nodes` are those that its parent
+    made of `linux.devices`; `late` are the bind mounts whose source depends on earlier ones: `get` makes
+    them, by their index, when it is told where the root is attached.
     """
 
     def __init__(
@@ -51,6 +55,9 @@ class RootBuilder:
         cgroups: dict[str, str],
         *,
         userns: bool,
+        nodes: list[int] | None = None,
+        late: set[int] | frozenset[int] = frozenset(),
+        get: Callable[[int, str], int] | None = None,
     ) -> None:
         self.config = config
         self.linux: Config = config.get("linux") or {}
@@ -60,6 +67,9 @@ class RootBuilder:
         self.sysfs = sysfs
         self.cgroups = cgroups
         self.userns = userns
+        self.nodes = nodes or []
+        self.late = late
+        self.get = get
         self.late_read_only: list[int] = []
 
     def build(self, bundle: str) -> None:
@@ -79,9 +89,13 @@ class RootBuilder:
         os.fchdir(self.detached)
         self.root = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         binds = iter(self.binds)
-        for mount in self.config.get("mounts") or ():
+        for index, mount in enumerate(self.config.get("mounts") or ()):
             try:
-                self._mount(mount, next(binds) if is_bind(mount) else -1)
+                bind = -1
+                if is_bind(mount):
+                    later = self.get if index in self.late else None
+                    bind = next(binds) if later is None else later(index, place)
+                self._mount(mount, bind)
             except OSError as error:
                 what = f"mount {mount.get('type') or mount.get('source')} to {mount['destination']}"
                 raise ContainerError(f"{what}: {error}") from error
@@ -96,7 +110,7 @@ class RootBuilder:
             mounts.set_attributes(fd, options.attr_set, options.attr_clear)
             os.close(fd)
         elif bind >= 0:
-            self._attach(bind, target, folder=stat.S_ISDIR(os.fstat(bind).st_mode))
+            self._bind(bind, target, options)
         elif kind == "cgroup" or kind == "cgroup2":
             self._cgroup(target, options)
         elif kind == "sysfs" and self.sysfs >= 0:
@@ -112,10 +126,12 @@ class RootBuilder:
             if kind == "mqueue" or kind == "proc":
                 data = [word for word in data if "=" in word]
             data += options.superblock
-            late = options.attr_set & sc.MOUNT_ATTR_RDONLY if kind == "tmpfs" else 0
+            clear, wanted = options.rec_clear, options.attr_set | options.rec_set
+            late = wanted & sc.MOUNT_ATTR_RDONLY if kind == "tmpfs" else 0
             if kind == "tmpfs":
                 data += self._mode_below(target, data)
             fd = mounts.filesystem(kind, data, options.attr_set & ~late, mount.get("source") or kind)
+            mounts.set_attributes(fd, options.rec_set & ~late, clear)  # it has nothing below it yet
             if kind in ("proc", "sysfs"):
                 self._ordinary(target, kind)
             if options.copy_up:
@@ -153,8 +169,35 @@ class RootBuilder:
         except OSError as error:
             raise ContainerError(f"{kind} must be mounted on ordinary directory, not on a link") from error
 
-    def _attach(self, fd: int, target: str, *, folder: bool) -> None:
-        place = mounts.make_in_root(self.root, target, folder=folder)
+    def _bind(self, fd: int, target: str, options: Options) -> None:
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        if options.copy_link and kind == stat.S_IFLNK:
+            self._link(target, os.readlink("", dir_fd=fd))
+        else:
+            self._attach(fd, target, folder=kind == stat.S_IFDIR, follow=not options.dest_nofollow)
+
+    def _link(self, target: str, leads: str) -> None:
+        """The same link once more, in the place of a mount of what it leads to."""
+        above, name = os.path.split(target)
+        folder = mounts.make_in_root(self.root, above, folder=True)
+        try:
+            os.symlink(leads, name, dir_fd=folder)
+        except FileExistsError:
+            there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISLNK(there.st_mode) or os.readlink(name, dir_fd=folder) != leads:
+                raise
+        finally:
+            os.close(folder)
+
+    def _attach(self, fd: int, target: str, *, folder: bool, follow: bool = True) -> None:
+        if target == "/":
+            sc.move_mount(fd, self.root, "", target)
+            # From now on it is the root: what goes into it must not go below it.
+            self.detached = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.fchdir(fd)
+            self.root = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            return
+        place = mounts.make_in_root(self.root, target, folder=folder, follow=follow)
         try:
             sc.move_mount(fd, place, "", target)
         finally:
@@ -196,7 +239,7 @@ class RootBuilder:
         own = list(self.linux.get("devices") or ())
         if mounted and is_bind(mounted[-1]):
             return
-        taken = {row["path"] for row in own}
+        taken = {os.path.normpath(row["path"]) for row in own}
         dev = os.open("/dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         folder = mounts.make_in_root(self.root, "/dev", folder=True)
         os.close(folder)
@@ -206,8 +249,10 @@ class RootBuilder:
             if f"/dev/{name}" not in taken:
                 row = {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor, "fileMode": mode}
                 self._device(row, dev)
+        nodes = iter(self.nodes)
         for row in own:
-            self._device(row, dev)
+            made = next(nodes, -1) if row["type"] != "p" else -1
+            self._device({**row, "path": os.path.normpath(row["path"])}, dev, made)
         os.umask(before)
         os.close(dev)
         folder = mounts.open_in_root(self.root, "/dev", os.O_RDONLY | os.O_DIRECTORY)
@@ -220,10 +265,10 @@ class RootBuilder:
                     os.symlink(link, name, dir_fd=folder)
         os.close(folder)
 
-    def _device(self, row: Config, dev: int) -> None:
+    def _device(self, row: Config, dev: int, made: int = -1) -> None:
         path = row["path"]
         if self.userns and row["type"] != "p":
-            source = mounts.tree(path)
+            source = mounts.tree(path) if made < 0 else made
             self._attach(source, path, folder=False)
             os.close(source)
             return

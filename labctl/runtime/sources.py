@@ -6,6 +6,7 @@ All are detached mounts, handed over by descriptor: see labctl.linux.mounts.
 from __future__ import annotations
 
 import os
+import stat
 
 from labctl.linux import mounts, namespaces
 from labctl.linux import syscalls as sc
@@ -91,25 +92,113 @@ def make_root(config: Config, bundle: str, maker: OverlayMaker | None, userns: i
 
 
 def make_binds(config: Config, bundle: str, userns: int) -> list[int]:
-    """One detached tree for each bind mount, in order.  Raises SyscallError that names the source."""
+    """One detached tree for each bind mount, in order, but not for those that are `late`.
+
+    Raises SyscallError that names the source.
+    """
     made: list[int] = []
+    later = late(config, bundle)
     try:
-        for mount in config.get("mounts") or ():
-            if not is_bind(mount):
-                continue
-            options = Options(mount.get("options") or ())
-            source = os.path.join(bundle, mount.get("source") or "")
-            recursive = bool(options.flags & sc.MS_REC)
-            made.append(mounts.tree(source, recursive=recursive))
-            _cut_off(made[-1], config, options.propagation)
-            if options.idmap or mount.get("uidMappings"):
-                _idmap(made[-1], mount, options, userns)
-            mounts.set_attributes(made[-1], options.attr_set, options.attr_clear)
-            mounts.set_attributes(made[-1], options.rec_set, options.rec_clear, recursive=True)
+        for index, mount in enumerate(config.get("mounts") or ()):
+            if is_bind(mount) and index not in later:
+                made.append(make_bind(config, bundle, mount, userns))
     except OSError:
         for fd in made:
             os.close(fd)
         raise
+    return made
+
+
+def make_bind(config: Config, bundle: str, mount: dict[str, Any], userns: int, place: str = "") -> int:
+    """The detached tree of one bind mount; for `copy-symlink` of a link the link itself.
+
+    With `place`, where the container's root is attached, the source is looked up in that.
+    """
+    options = Options(mount.get("options") or ())
+    source = os.path.join(bundle, mount.get("source") or "")
+    if place:
+        source = f"{place.rstrip('/')}{_inside_root(config, bundle, mount)}"
+    if options.copy_link and os.path.islink(source):
+        return os.open(source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    recursive = bool(options.flags & sc.MS_REC)
+    fd = mounts.tree(source, recursive=recursive, follow=not options.src_nofollow)
+    try:
+        _cut_off(fd, config, options.propagation)
+        if options.idmap or mount.get("uidMappings"):
+            _idmap(fd, mount, options, userns)
+        mounts.set_bound(fd, options, locked="user" in namespace_paths(config))
+        mounts.set_attributes(fd, options.rec_set, options.rec_clear, recursive=True)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def late(config: Config, bundle: str) -> set[int]:
+    """The bind mounts, by index, whose source is in the container's root where an earlier mount changed it.
+
+    Their trees can be had only once those mounts are made.
+    """
+    found: set[int] = set()
+    before: list[str] = []
+    for index, mount in enumerate(config.get("mounts") or ()):
+        if is_bind(mount):
+            inner = _inside_root(config, bundle, mount)
+            if inner and any(_related(inner, place) for place in before):
+                found.add(index)
+        before.append(os.path.normpath("/" + mount["destination"].lstrip("/")))
+    return found
+
+
+def _inside_root(config: Config, bundle: str, mount: dict[str, Any]) -> str:
+    """The path in the container of a mount's source, "" when that is not in the container's root."""
+    root = os.path.normpath(os.path.join(bundle, (config.get("root") or {}).get("path") or "/nowhere"))
+    source = os.path.normpath(os.path.join(bundle, mount.get("source") or ""))
+    return f"/{source[len(root) :].strip('/')}" if f"{source}/".startswith(f"{root}/") else ""
+
+
+def _related(one: str, other: str) -> bool:
+    """Whether one path is the other or above it."""
+    one, other = one.rstrip("/") + "/", other.rstrip("/") + "/"
+    return one.startswith(other) or other.startswith(one)
+
+
+def make_devices(config: Config, scratch: str) -> list[int]:
+    """The nodes of `linux.devices` but pipes, in order, for a container that may make none itself.
+
+    They are made in a file system of the host's user namespace, else they would open nothing; a mount
+    namespace that nobody sees holds it while they are copied.  Only in a single-threaded process.
+    """
+    rows = [row for row in (config.get("linux") or {}).get("devices") or () if row["type"] != "p"]
+    if not rows:
+        return []
+    maps = spec.id_maps(config)
+    made: list[int] = []
+    home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    before = os.umask(0)
+    try:
+        sc.unshare(sc.CLONE_NEWNS)
+        sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+        sc.mount("labctl", scratch, "tmpfs", sc.MS_NOSUID, "mode=0700,size=64k")
+        for index, row in enumerate(rows):
+            path = f"{scratch}/{index}"
+            kind = stat.S_IFBLK if row["type"] == "b" else stat.S_IFCHR
+            mode = kind | (0o666 if row.get("fileMode") is None else row["fileMode"] & 0o7777)
+            os.mknod(path, mode, os.makedev(row["major"], row["minor"]))
+            owner = [namespaces.to_host(maps[i], row.get(key) or 0) for i, key in enumerate(("uid", "gid"))]
+            os.chown(path, owner[0], owner[1])
+            made.append(mounts.tree(path))
+    except (OSError, ValueError):
+        for fd in made:
+            os.close(fd)
+        raise
+    finally:
+        os.umask(before)
+        sc.setns(home, sc.CLONE_NEWNS, "the first mount namespace")
+        os.fchdir(here)
+        os.close(home)
+        os.close(here)
     return made
 
 
@@ -153,7 +242,7 @@ def inside_network(config: Config, userns: int) -> int:
     path = namespace_paths(config).get("network")
     if not path:
         return -1
-    settings = net_sysctls(config)
+    settings = {} if namespaces.is_own("network", path) else net_sysctls(config)
     wants_sysfs = userns >= 0 and any(row.get("type") == "sysfs" for row in config.get("mounts") or ())
     if not settings and not wants_sysfs:
         return -1

@@ -273,9 +273,20 @@ def load(bundle: str, name: str = "config.json") -> tuple[dict[str, Any], str]:
         config = jsonio.loads(text)
     except ValueError as error:
         raise ContainerError(f"cannot parse {path}: {error}") from error
+    _strip_root(config, bundle)
     check(config, path)
     result: dict[str, Any] = config
     return result, text
+
+
+def _strip_root(config: Any, bundle: str) -> None:
+    """A destination may have the way to the root before it, on the host, as runc takes it."""
+    root, rows = (config.get(key) if isinstance(config, dict) else None for key in ("root", "mounts"))
+    if isinstance(root, dict) and isinstance(root.get("path"), str) and isinstance(rows, list):
+        place = os.path.abspath(os.path.join(bundle, root["path"])) + "/"
+        for row in rows:
+            if isinstance(row, dict) and str(row.get("destination") or "").startswith(place):
+                row["destination"] = row["destination"][len(place) - 1 :]
 
 
 def check(config: Any, where: str) -> None:

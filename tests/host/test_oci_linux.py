@@ -162,8 +162,12 @@ def test_ids_are_mapped(oci: Oci) -> None:
     assert seen.split() == ["0", "300000", "65536"] * 2 + ["0", "0"]
     assert (oci.rootfs / "bin/busybox").stat().st_uid == 300000
     assert "user namespace" in oci.refusal(lambda config: config["linux"].update(uidMappings=IDS))
-    empty = oci.refusal(lambda config: config["linux"]["namespaces"].append({"type": "user"}))
-    assert "uidMappings is empty" in empty
+
+    def half(config: Config) -> None:
+        config["linux"]["namespaces"].append({"type": "user"})
+        config["linux"].update(gidMappings=IDS)
+
+    assert "uidMappings is empty" in oci.refusal(half)
 
 
 def test_the_clocks_are_shifted(oci: Oci) -> None:
