@@ -1,9 +1,10 @@
-"""Verbs that go into nodes: exec, run, ssh, console, cp, logs."""
+"""Verbs that go into nodes: exec, run, ssh, console, cp, logs, attach."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 from labctl.cli import light as typer
 from labctl.cli import names, report, screen
@@ -13,6 +14,9 @@ from labctl.errors import LabError, UsageError
 from labctl.lab import api
 from labctl.records import dataclass
 from labctl.workers import Pool
+
+if TYPE_CHECKING:
+    from labctl.guest.machine import LogChunk
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -315,7 +319,45 @@ def logs(
     if not isinstance(machine, HasLogs):
         raise UsageError(f"{address} keeps no log", hint=f"labctl console {address}")
     wanted: Any = stream or None
-    for chunk in machine.logs(wanted, follow=follow, tail=None if tail < 0 else tail):
+    show(machine.logs(wanted, follow=follow, tail=None if tail < 0 else tail))
+
+
+def show(chunks: Iterable[LogChunk]) -> None:
+    """Its stdout goes to stdout, its stderr to stderr."""
+    for chunk in chunks:
         out = sys.stdout.buffer if chunk.stream == "stdout" else sys.stderr.buffer
         out.write(chunk.data)
         out.flush()
+
+
+@app.command()
+@verb(data=False)
+def attach(session: Session, node: Node) -> int:
+    """Sit at a node: its console, or its command's output as it comes.
+
+    A machine has a console (leave with Ctrl-]). The command of a container has no terminal and its input
+    is empty: what it prints is shown from now on, until Ctrl-C, which it does not notice, or until it
+    ends, with its exit code. For a shell in it: labctl ssh.
+
+    \b
+    Examples:
+      labctl attach web
+      labctl attach spectrum/emu
+    """
+    from labctl.guest.ssh import SshMachine
+
+    address, machine = _find(session, node)
+    if isinstance(machine, SshMachine):
+        if sys.stdin.isatty():
+            session.say(f"console of {address}; leave with Ctrl-]")
+        api.console(address.lab, address.node, options(session), 0, 1)
+        return 0
+    if sys.stdin.isatty():
+        session.say(f"output of {address}; leave with Ctrl-C; a shell: labctl ssh {address}")
+    if machine.ended():
+        raise LabError(f"{address} does not run", hint=f"labctl logs {address}, or labctl start {address}")
+    show(machine.logs(None, follow=True, tail=0))
+    code: int | None = machine.exit_code()
+    if code is None:
+        raise LabError(f"{address} ended unseen: its exit code is not known", hint=f"labctl logs {address}")
+    return code

@@ -20,6 +20,7 @@ from labctl.guest.machine import (
     Completed,
     Copied,
     LogChunk,
+    Process,
     Sink,
     Source,
     Stats,
@@ -38,6 +39,22 @@ _TREES = (
 )
 # The log files' names in a container's configuration (labctl.runtime.spec).
 _LOG_KEYS: dict[Stream, str] = {"stdout": "org.labctl.log.stdout", "stderr": "org.labctl.log.stderr"}
+
+
+def stats_of(found: Mapping[str, int | None]) -> Stats:
+    """The runtime's figures of a container (labctl.runtime.client.ContainerStats) as a machine's."""
+    cpu = found.get("cpu_ns")
+    return Stats(
+        memory_bytes=found.get("memory_bytes"),
+        memory_limit_bytes=found.get("memory_limit_bytes"),
+        cpu_seconds=None if cpu is None else cpu / 1e9,
+        pids=found.get("pids"),
+        oom_kills=found.get("oom_kills"),
+        net_received_bytes=found.get("net_received_bytes"),
+        net_sent_bytes=found.get("net_sent_bytes"),
+        block_read_bytes=found.get("block_read_bytes"),
+        block_written_bytes=found.get("block_written_bytes"),
+    )
 
 
 @dataclass(frozen=True)
@@ -191,13 +208,22 @@ class ContainerMachine:
         found = self._client.stats([self.id]).get(self.id)
         if found is None:
             raise LabError(f"there is no container {self.node}")
-        return Stats(
-            memory_bytes=found.memory_bytes,
-            memory_limit_bytes=found.memory_limit_bytes,
-            cpu_seconds=None if found.cpu_ns is None else found.cpu_ns / 1e9,
-            pids=found.pids,
-            oom_kills=found.oom_kills,
-        )
+        return stats_of(vars(found))
+
+    def processes(self, timeout: float = 30.0) -> list[Process]:
+        """See `Lists.processes`: read from outside, so that an image without a shell can be asked too."""
+        from labctl.guest.processes import processes_of
+        from labctl.runtime.errors import ContainerError
+
+        try:
+            return [processes_of(row) for row in self._client.processes(self.id)]
+        except (ContainerError, OSError) as error:
+            raise self._error(error) from error
+
+    def exit_code(self) -> int | None:
+        """How its command ended; None while it runs, and where nobody knows."""
+        found = self._client.states().get(self.id)
+        return found.exit_code if found else None
 
     def stop(self, timeout: float) -> None:
         """Ask its command to end, and kill all of it after `timeout` seconds; its files are kept."""

@@ -14,6 +14,7 @@ from typing import IO, Any, NoReturn
 
 from labctl.errors import LabError
 from labctl.guest import copying
+from labctl.guest.container import stats_of
 from labctl.guest.inside_driver import NO_CONTAINER, REASON
 from labctl.guest.inside_link import Link
 from labctl.guest.machine import (
@@ -21,6 +22,7 @@ from labctl.guest.machine import (
     Completed,
     Copied,
     LogChunk,
+    Process,
     Sink,
     Source,
     Stats,
@@ -176,10 +178,20 @@ class InsideMachine:
         found = self._keep("stats").get(self.container)
         if found is None:
             raise LabError(f"container {self.name} does not exist", hint="labctl up")
-        cpu = None if found["cpu_ns"] is None else found["cpu_ns"] / 1e9
-        return Stats(
-            found["memory_bytes"], found["memory_limit_bytes"], cpu, found["pids"], found["oom_kills"]
-        )
+        return stats_of(found)
+
+    def processes(self, timeout: float = 30.0) -> list[Process]:
+        """See `Lists.processes`: read by the machine that it is inside of."""
+        from labctl.guest.processes import processes_of
+
+        answer = self.link.call("processes", {"id": self.container}, timeout)
+        return [processes_of(row) for row in answer.get("processes", ())]
+
+    def exit_code(self) -> int | None:
+        """How its command ended; None while it runs, and where nobody knows."""
+        found = self.link.call("keep", {"operation": "states"}).get(self.container)
+        code: int | None = found["exit_code"] if found else None
+        return code
 
     def stop(self, timeout: float) -> None:
         """Ask its command to end, and kill all of it after `timeout` seconds; its files are kept."""

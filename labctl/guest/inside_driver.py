@@ -186,6 +186,11 @@ def keep(request: dict[str, Any]) -> Any:
     return client.resume(request["ids"])
 
 
+def processes(request: dict[str, Any]) -> dict[str, Any]:
+    """The processes of a container: see labctl.linux.proctable."""
+    return {"processes": _client().processes(request["id"])}
+
+
 def _state(name: str, layout: Layout) -> dict[str, Any]:
     """What a container is now, without the client's imports, which cost an emulated machine half a second.
 
@@ -362,7 +367,15 @@ def _frame(out: IO[bytes], mark: bytes, data: bytes) -> None:
         out.write(mark + b"%08x" % len(part) + part)
 
 
-_ANSWERS = {"make": make, "update": update, "remove": remove, "keep": keep, "xattrs": xattrs, "ask": ask}
+_ANSWERS = {
+    "make": make,
+    "update": update,
+    "remove": remove,
+    "keep": keep,
+    "processes": processes,
+    "xattrs": xattrs,
+    "ask": ask,
+}
 _STREAMS = {"exec": execute, "tree": tree, "logs": logs}
 
 

@@ -73,6 +73,26 @@ class Stats:
     cpu_seconds: float | None = None
     pids: int | None = None
     oom_kills: int | None = None
+    net_received_bytes: int | None = None
+    net_sent_bytes: int | None = None
+    block_read_bytes: int | None = None
+    block_written_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as its node numbers it.  `host_pid` is this host's number, 0 where it has none."""
+
+    pid: int
+    ppid: int
+    uid: int
+    state: str  # a letter of proc(5): R S D Z T I
+    threads: int
+    memory_bytes: int  # resident
+    cpu_seconds: float
+    command: str
+    kernel: bool = False  # a task of the kernel itself
+    host_pid: int = 0
 
 
 @runtime_checkable
@@ -151,6 +171,14 @@ class Measures(Protocol):
 
     def stats(self) -> Stats:
         """What it uses now."""
+
+
+@runtime_checkable
+class Lists(Protocol):
+    """A node whose processes can be listed, whatever its image has."""
+
+    def processes(self, timeout: float = 30.0) -> list[Process]:
+        """All its processes by their numbers.  Raises LabError, TimedOut."""
 
 
 @runtime_checkable

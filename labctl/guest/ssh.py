@@ -20,7 +20,17 @@ from typing import IO, Literal, cast
 
 from labctl.errors import LabError, UsageError
 from labctl.guest import copying, trees
-from labctl.guest.machine import Completed, Copied, LogChunk, Sink, Source, Stream
+from labctl.guest.machine import (
+    NOT_EXECUTABLE,
+    NOT_FOUND,
+    Completed,
+    Copied,
+    LogChunk,
+    Process,
+    Sink,
+    Source,
+    Stream,
+)
 from labctl.guest.pipes import collect
 from labctl.guest.ssh_connection import Connection, Endpoint, banner_up
 from labctl.guest.ssh_session import Session, raw, terminal_of, terminal_size
@@ -211,6 +221,27 @@ class SshMachine:
         """See `Executes.run`."""
         settings = {"env": env, "cwd": cwd, "user": user, "timeout": timeout, "own_tools": own_tools}
         return collect(self.exec, argv, input, **settings)
+
+    def run_script(self, script: str, timeout: float) -> Completed:
+        """Run a script by its shell, or by labctl's own where it has none.  Raises LabError, TimedOut."""
+        argv = ["sh", "-c", script]
+        done = self.run(argv, user="0:0", timeout=timeout)
+        if done.code in (NOT_FOUND, NOT_EXECUTABLE) and not done.stdout and self.protocol == "labctl":
+            # This way has no time limit inside the machine, so it gets one.
+            words = ["timeout", "-s", "KILL", str(math.ceil(timeout) + 2), *argv]
+            done = self.run(words, timeout=timeout, own_tools=True)
+        return done
+
+    def processes(self, timeout: float = 30.0) -> list[Process]:
+        """See `Lists.processes`."""
+        from labctl.guest import processes
+
+        done = self.run_script(processes.SCRIPT, timeout)
+        found = processes.parse(done.text)
+        if found is None:
+            said = done.errors.strip().splitlines()[-1:] or [f"its shell ended with {done.code}"]
+            raise LabError(f"{self.endpoint.where}: its processes can't be listed: {said[0]}")
+        return found
 
     def copy_in(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_in`."""

@@ -89,6 +89,13 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process and of its children that have ended (proc(5), stat); 0 when it is gone."""
+    stat = _read(pid, "stat").decode(errors="replace")
+    fields = stat[stat.rindex(")") + 2 :].split()[11:15] if stat else []
+    return sum(int(field) for field in fields) * _TICK_NS
+
+
 def usage(uuid: str) -> Usage:
     """Usage of the domain's QEMU, from /proc/PID/{stat,statm,smaps_rollup} (proc(5))."""
     pid = pid_of(uuid)

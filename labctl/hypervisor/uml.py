@@ -22,9 +22,10 @@ from time import monotonic, sleep
 from typing import ClassVar, Self
 
 from labctl.errors import Foreign, HostCannot, LabError
-from labctl.hypervisor import mconsole, processes
+from labctl.hypervisor import figures, mconsole, processes
+from labctl.hypervisor.figures import Figures
 from labctl.hypervisor.private import end_processes, start_time
-from labctl.linux import netlink
+from labctl.linux import netlink, traffic
 from labctl.linux.netlink import Netlink
 from labctl.looks import ABSENT, Look, Owner, Presence
 from labctl.records import dataclass
@@ -203,6 +204,25 @@ class UmlMachine:
             raise LabError(f"{self.name} is not running", hint="labctl start")
         said = mconsole.ask(self.management, "config con1")
         return said.removeprefix("pts:")
+
+    def figures(self) -> Figures:
+        """What it uses: the sum of its processes on this host, and the traffic of its taps."""
+        pid = self.pid()
+        if not pid:
+            return Figures("stopped")
+        pids = processes.descendants(pid)
+        blocks = traffic.of_processes(pids)
+        net = [figures.tap(nic.ifname) for nic in self.nics]
+        return Figures(
+            "paused" if Path(self.folder, _PAUSED).exists() else "running",
+            cpu_ns=sum(processes.cpu_ns(one) for one in pids),
+            memory_bytes=self.memory(),
+            memory_limit_bytes=self.memory_bytes,
+            net_received_bytes=sum(received for received, _ in net),
+            net_sent_bytes=sum(sent for _, sent in net),
+            block_read_bytes=blocks[0] if blocks else None,
+            block_written_bytes=blocks[1] if blocks else None,
+        )
 
     def memory(self) -> int:
         """The memory that its processes have on this host, in bytes, shared pages counted in part."""

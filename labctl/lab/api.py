@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from labctl.lab.checks import CheckResult
     from labctl.lab.compare import Comparison
     from labctl.lab.doctor import Finding
+    from labctl.lab.figures import Meter
     from labctl.profile.models import Profile
 
 Target = tuple[str, str]
@@ -127,6 +128,13 @@ def wait(targets: Sequence[Target], state: str, timeout: float, options: Options
     from labctl.lab import power
 
     power.wait(targets, state, timeout, options)
+
+
+def meter(targets: Sequence[Target], options: Options) -> Meter:
+    """Samples of what nodes use; see figures.Meter."""
+    from labctl.lab import figures
+
+    return figures.Meter(targets, options)
 
 
 def checks(name: str, options: Options, emit: Emit = silent) -> list[CheckResult]:

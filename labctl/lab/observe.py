@@ -86,25 +86,15 @@ class Observation:
 
 def observe(machine: Executes, name: str, timeout: float = SECONDS) -> Observation:
     """Ask a node.  Raises LabError with the reason when it does not answer, TimedOut after `timeout` s."""
-    argv = ["sh", "-c", SCRIPT]
-    done = machine.run(argv, user="0:0", timeout=timeout)
-    if done.code in (NOT_FOUND, NOT_EXECUTABLE) and not done.stdout:
-        own = _own_tools(machine)
-        if own is None:
-            raise LabError(f"{name} can't be observed: its image has no shell")
-        # This way has no time limit inside the machine, so it gets one.
-        words = ["timeout", "-s", "KILL", str(math.ceil(timeout) + 2), *argv]
-        done = own(words, timeout)
-    return _read(done, name)
-
-
-def _own_tools(machine: Executes) -> Callable[[list[str], float], Completed] | None:
-    """A way to run labctl's own busybox in the node: virtual machines have it, whatever their image."""
     from labctl.guest.ssh import SshMachine
 
-    if not isinstance(machine, SshMachine) or machine.protocol != "labctl":
-        return None
-    return lambda argv, timeout: machine.run(argv, timeout=timeout, own_tools=True)
+    if isinstance(machine, SshMachine):  # these have a shell, whatever their image
+        done = machine.run_script(SCRIPT, timeout)
+    else:
+        done = machine.run(["sh", "-c", SCRIPT], user="0:0", timeout=timeout)
+    if done.code in (NOT_FOUND, NOT_EXECUTABLE) and not done.stdout:
+        raise LabError(f"{name} can't be observed: its image has no shell")
+    return _read(done, name)
 
 
 def observe_host(timeout: float = SECONDS, shell: Sequence[str] = ("sh",)) -> Observation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from labctl.linux import limits, pidfds, proc
+from labctl.linux import limits, pidfds, proc, proctable, traffic
 from labctl.linux.cgroups import Cgroup, Layout, attach_all, of_process, write
 from labctl.linux.syscalls import SyscallError
 from labctl.runtime import signals, spec, state
@@ -261,9 +261,26 @@ def _poststop(rows: list[dict[str, Any]], document: Document) -> None:
 
 
 def figures(store: Store, id_: str, layout: Layout) -> dict[str, int]:
-    """What `limits.stats` says of a container; {} when it is gone.  Raises NotFoundError."""
+    """What `limits.stats` says of a container, and as far as it is counted its traffic in bytes:
+    net_received, net_sent, block_read, block_written.  {} when it is gone.  Raises NotFoundError.
+    """
     document = store.read(id_)
-    return limits.stats(state.cgroup_of(document, layout)) if document.get("cgroup") else {}
+    if not document.get("cgroup"):
+        return {}
+    group = state.cgroup_of(document, layout)
+    found = limits.stats(group)
+    pid = state.running_pid(document)
+    if pid and (moved := traffic.network(pid)):
+        found["net_received"], found["net_sent"] = moved
+    if pid and (moved := traffic.blocks(group, group.procs())):
+        found["block_read"], found["block_written"] = moved
+    return found
+
+
+def process_table(store: Store, id_: str, layout: Layout) -> list[dict[str, Any]]:
+    """Its processes as it sees them (labctl.linux.proctable).  Raises NotFoundError."""
+    document = store.read(id_)
+    return proctable.of_container(state.processes(store, document, layout), state.running_pid(document))
 
 
 def record_exit(store: Store, id_: str, code: int | None) -> None:

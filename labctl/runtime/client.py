@@ -64,6 +64,25 @@ class ContainerStats:
     cpu_ns: int | None
     pids: int | None
     oom_kills: int | None
+    net_received_bytes: int | None
+    net_sent_bytes: int | None
+    block_read_bytes: int | None
+    block_written_bytes: int | None
+
+
+# The same figures as `actions.figures` calls them, in the order of the fields.
+_FIGURES = (
+    "memory",
+    "memory_peak",
+    "memory_limit",
+    "cpu_ns",
+    "pids",
+    "oom_kills",
+    "net_received",
+    "net_sent",
+    "block_read",
+    "block_written",
+)
 
 
 class KeeperGone(ContainerError):
@@ -332,9 +351,12 @@ class KeeperClient:
         for id_ in ids:
             with contextlib.suppress(NotFoundError):
                 row = actions.figures(self.store, id_, self.layout)
-                keys = ("memory", "memory_peak", "memory_limit", "cpu_ns", "pids", "oom_kills")
-                found[id_] = ContainerStats(*(row.get(key) for key in keys))
+                found[id_] = ContainerStats(*(row.get(key) for key in _FIGURES))
         return found
+
+    def processes(self, id_: str) -> list[dict[str, Any]]:
+        """Its processes as it sees them (labctl.linux.proctable).  Raises NotFoundError."""
+        return actions.process_table(self.store, id_, self.layout)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def test_up_use_down(
     _run(labctl)
     _copy(labctl, tmp_path)
     _look(labctl, profile)
+    _watch(labctl)
     _power(labctl)
 
     good(labctl("down", "shop"))
@@ -137,12 +138,39 @@ def _look(labctl: Cli, profile: str) -> None:
     assert {row["key"] for row in compared["rows"]} >= {"kernel", "pid1", "hostname"}
 
 
+def _watch(labctl: Cli) -> None:
+    burn = "timeout 30 sh -c 'while :; do :; done' >/dev/null 2>&1 & :"
+    good(labctl("exec", "web", "--", "sh", "-c", burn))
+    stats = document(labctl("stats", "--json", "shop", "--interval", "0.5"))
+    web, db = stats["nodes"]
+    assert [web["node"], db["node"]] == ["web", "db"] and web["state"] == "running"
+    assert web["cpu_percent"] > db["cpu_percent"] >= 0, "one computes, the other sleeps"
+    assert web["memory_bytes"] > 0 and web["pids"] == 3 and web["net_received_bytes"] > 0
+    assert web["block_written_bytes"] is None or web["block_written_bytes"] >= 0
+    text = good(labctl("stats", "--no-stream", "--interval", "0.1"))
+    assert text.splitlines()[0].startswith("NODE") and text.splitlines()[1].startswith("web")
+    assert labctl("stats", "--interval", "0").returncode == 2
+    assert labctl("stats", "nonesuch").returncode == 2
+    found = document(labctl("top", "web", "--json"))["processes"]
+    assert [found[0]["pid"], found[0]["uid"], found[0]["command"]] == [1, 0, "sleep 1000"]
+    assert found[0]["host_pid"] > 1 and found[0]["memory_bytes"] > 0
+    assert good(labctl("top", "db")).startswith("UID")
+
+
 def _power(labctl: Cli) -> None:
     good(labctl("pause", "web"))
     assert _state(labctl, "web") == "paused"
     good(labctl("resume", "web"))
+    attached = subprocess.Popen(
+        [sys.executable, "-m", "labctl.cli", "attach", "web"], stdin=subprocess.DEVNULL
+    )
+    time.sleep(0.5)
+    assert attached.poll() is None
     good(labctl("stop", "web"))
+    assert attached.wait(20) == 137, "a sleep that is process 1 has no handler for SIGTERM"
     assert _state(labctl, "web") == "stopped"
+    assert labctl("attach", "web").returncode == 1
+    assert document(labctl("stats", "web", "--json"))["nodes"][0]["state"] == "stopped"
     assert labctl("exec", "web", "--", "true").returncode == 1
     good(labctl("start", "web"))
     good(labctl("wait", "web", "--timeout", "20"))

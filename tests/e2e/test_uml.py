@@ -63,6 +63,10 @@ def test_a_kernel_as_a_program(lab: Lab, host_inventory: Callable[[], list[str]]
     disk = next(filter(None, map(backing, programs(lab))))
     subprocess.run(["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", disk], timeout=30, check=True)
 
+    used = json.loads(lab.good("stats", "program/um", "--json"))["nodes"][0]
+    assert used["state"] == "running" and used["memory_bytes"] > 8 << 20 and used["cpu_seconds"] > 0
+    assert used["net_received_bytes"] > 0 and used["net_sent_bytes"] > 0
+
     lab.good("pause", "program/um")
     assert lab.states() == {"um": "paused", "box": "ready"}
     lab.good("resume", "program/um")

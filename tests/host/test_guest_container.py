@@ -17,7 +17,7 @@ import pytest
 
 from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest.container import ContainerMachine, LogFile
-from labctl.guest.machine import Copies, Executes, HasConsole, HasLogs, Measures, Pauses
+from labctl.guest.machine import Copies, Executes, HasConsole, HasLogs, Lists, Measures, Pauses
 from tests.host.guest_rig import container
 
 pytestmark = pytest.mark.needs("root", "overlay", "cgroup", "userns", "idmap")
@@ -234,6 +234,9 @@ def test_stats_and_pause(box: ContainerMachine) -> None:
     found = box.stats()
     assert found.memory_bytes and 0 < found.memory_bytes < 64 << 20
     assert found.memory_limit_bytes == 64 << 20 and found.pids and found.cpu_seconds is not None
+    assert isinstance(box, Lists)
+    rows = box.processes()
+    assert (rows[0].pid, rows[0].ppid, rows[0].uid) == (1, 0, 0) and rows[0].host_pid == box.pid
     box.pause()
     with pytest.raises(LabError, match="paused"):
         box.exec(["true"])

@@ -221,6 +221,13 @@ def test_logs_figures_and_attributes(rig: Rig) -> None:
     stats = left.stats()
     assert stats.memory_limit_bytes == 48 << 20
     assert stats.pids and stats.memory_bytes and stats.cpu_seconds
+    assert stats.net_received_bytes and stats.block_written_bytes is not None
+    rows = left.processes()
+    assert (rows[0].pid, rows[0].uid) == (1, 0) and rows[0].command.startswith("sh -c echo out")
+    # The machine sees the same process, under another number, and its kernel's tasks.
+    seen = {one.pid: one for one in rig.ssh.processes()}
+    assert seen[rows[0].host_pid].command.startswith("sh -c echo out")
+    assert seen[1].ppid == 0 and any(one.kernel and one.command == "[kthreadd]" for one in seen.values())
     # File capabilities came over with the layer, as far as this Debian's ping has them.
     here = Path(rig.left.layers[0], "usr/bin/ping")
     there = f"/var/lib/labctl/layers/{here.parents[2].name}/usr/bin/ping"

@@ -21,6 +21,7 @@ from labctl.home import Home
 from labctl.hypervisor import console, payload, power, private, processes
 from labctl.hypervisor.connection import Libvirt, close_all, connect, release
 from labctl.hypervisor.domain import Domain, DomainDisk
+from labctl.hypervisor.figures import figures
 from labctl.hypervisor.found import find_marked
 from labctl.hypervisor.xml import domain_xml
 from labctl.looks import Owner, Presence
@@ -158,7 +159,15 @@ def test_what_it_costs(machine: Domain) -> None:
     assert found.usage.pid == power.qemu_pid(machine)
     assert 0 < found.usage.pss_bytes <= found.usage.rss_bytes
     assert found.vcpus == 1 and found.memory_bytes == 32 << 20 and found.usage.threads > 1
+    used = figures(machine)
+    assert used.state == "running" and used.memory_limit_bytes == 32 << 20
+    assert used.cpu_ns and used.cpu_ns >= found.cpu_ns
+    assert used.memory_bytes and used.memory_bytes >= found.usage.rss_bytes // 2
+    assert used.net_received_bytes == 0 and used.block_read_bytes is not None
+    power.stop(machine, 0)
+    assert figures(machine).state == "stopped"
     machine.unmake()
+    assert figures(machine).state == "absent"
 
 
 ECHO = bytes.fromhex(

@@ -62,7 +62,7 @@ def test_every_verb_that_prints_data_has_json() -> None:
         if name not in GROUPS and not any("--json" in p.opts for p in commands[name].params)
     }
     # These pass bytes through, or print one format only.
-    assert without == {"exec", "ssh", "console", "logs", "graph", "init", "schema"}
+    assert without == {"exec", "ssh", "console", "logs", "attach", "graph", "init", "schema"}
 
 
 def test_aliases_are_the_same_verbs() -> None:
