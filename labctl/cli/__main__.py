@@ -1,5 +1,5 @@
 """`python -m labctl.cli`: the same as the program `labctl`."""
 
-from labctl.cli.main import main
+from labctl.cli.entry import main
 
 main()

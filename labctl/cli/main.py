@@ -61,6 +61,7 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     import gc
 
+    from labctl.cli import entry
     from labctl.cli.report import guarded
 
     # Of what a command makes hardly anything is garbage: looking for it often costs a tenth of the time.
@@ -68,10 +69,19 @@ def main() -> None:
     code: object
     words = sys.argv[1:]
     try:
-        code = guarded(lambda: _standing(words) or (_plain(words) or _by_typer)())
+        code = guarded(lambda: _act(words))
     except SystemExit as end:
         code = end.code
+    entry.tell_at_once()
     _leave(code)
+
+
+def _act(words: list[str]) -> None:
+    from labctl.cli import entry
+
+    entry.listen_to_ctrl_c()
+    if not _standing(words):
+        (_plain(words) or _by_typer)()
 
 
 def _standing(words: list[str]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import tempfile
 from pathlib import Path
 
 from labctl.errors import LabError, TimedOut
@@ -29,12 +28,8 @@ def ask(path: Path, command: str, *, seconds: float = 5.0) -> str:
     raw = command.encode()
     if len(raw) >= _LONGEST:
         raise LabError(f"a command of {len(raw)} bytes is too long for {path}")
-    with (
-        tempfile.TemporaryDirectory(prefix="labctl-mc.") as folder,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line,
-    ):
-        own = Path(folder) / "s"  # answers go to an address, so we need one
-        line.bind(str(own))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        line.bind("")  # answers go to an address: the kernel chooses one without a file (unix(7), autobind)
         line.settimeout(seconds)
         try:
             with private.reachable(path) as short:

@@ -12,7 +12,8 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -21,6 +22,7 @@ from labctl.events import Emit, silent
 from labctl.home import Home
 from labctl.hypervisor.capability import Capability, cached
 from labctl.hypervisor.payload import PAYLOADS, WORD, X86_EXIT_STATUS
+from labctl.image.scratch import Scratch
 from labctl.records import dataclass
 
 EMULATION_SECONDS = 10.0
@@ -35,6 +37,10 @@ _KERNEL_DONE = (
     b"VFS: Cannot open root device",
     b"Run /init as init process",
 )
+
+
+# How a trial's program is started, so that the kernel ends it when we are killed (PR_SET_PDEATHSIG).
+TIED = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 @dataclass(frozen=True)
@@ -63,18 +69,18 @@ def probe_emulation(home: Home, arch: str = "x86_64", *, fresh: bool = False) ->
     if program is None:
         reason = f"qemu-system-{arch} is not installed"
         return Capability(name, False, reason, f"apt-get install {_PACKAGES[arch]}")
-    return cached(home, name, program, lambda: _try_emulation(name, arch, program), fresh=fresh)
+    return cached(home, name, program, lambda: _try_emulation(home, name, arch, program), fresh=fresh)
 
 
-def _try_emulation(name: str, arch: str, program: Path) -> Capability:
+def _try_emulation(home: Home, name: str, arch: str, program: Path) -> Capability:
     machine, cpu = _MACHINES[arch]
-    with tempfile.TemporaryDirectory(prefix="labctl-probe.") as folder:
-        rom = Path(folder) / "payload.rom"
+    with trial_folder(home) as folder:
+        rom = folder / "payload.rom"
         rom.write_bytes(PAYLOADS[arch]())
         argv = [str(program), "-M", machine, "-cpu", cpu, "-accel", "tcg", "-m", "64", "-bios", str(rom)]
         if arch == "x86_64":
             argv += ["-device", "isa-debug-exit"]
-        trial = _run(argv, Path(folder), EMULATION_SECONDS, (WORD,), grace=2.0)
+        trial = _run(argv, folder, EMULATION_SECONDS, (WORD,), grace=2.0)
     expected = X86_EXIT_STATUS if arch == "x86_64" else 0
     if WORD in trial.output and trial.status == expected:
         return Capability(name, True, detail=f"a guest ran {trial.seconds:.2f} s in {program}")
@@ -91,6 +97,15 @@ def _try_emulation(name: str, arch: str, program: Path) -> Capability:
     return Capability(name, False, reason, f"apt-get install --reinstall {_PACKAGES[arch]}")
 
 
+@contextmanager
+def trial_folder(home: Home) -> Iterator[Path]:
+    """A folder for one trial; what a killed one has left goes with the next."""
+    scratch = Scratch(home.cache / "boot" / "trials")
+    scratch.sweep()
+    with scratch.folder("trial") as folder:
+        yield folder
+
+
 def _run(argv: list[str], folder: Path, seconds: float, enough: tuple[bytes, ...], *, grace: float) -> _Trial:
     """Run QEMU until it ends, or `seconds`, or `grace` seconds after one of `enough` was printed."""
     serial, errors = folder / "serial", folder / "errors"
@@ -98,7 +113,7 @@ def _run(argv: list[str], folder: Path, seconds: float, enough: tuple[bytes, ...
     begun = monotonic()
     with errors.open("wb") as sink:
         process = subprocess.Popen(
-            argv + words,
+            [*TIED, *argv, *words],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
@@ -230,8 +245,8 @@ def _try_hardware(home: Home, program: Path, arch: str, kernel: Path | None, emi
     console = "ttyS0" if arch == "x86_64" else "ttyAMA0"
     argv = [str(program), "-M", machine, "-cpu", "host", "-accel", "kvm", "-m", "256", "-kernel", str(image)]
     argv += ["-append", f"console={console} earlyprintk=serial panic=-1 mitigations=off cryptomgr.notests"]
-    with tempfile.TemporaryDirectory(prefix="labctl-probe.") as folder:
-        trial = _run(argv, Path(folder), HARDWARE_SECONDS, _KERNEL_DONE, grace=0.0)
+    with trial_folder(home) as folder:
+        trial = _run(argv, folder, HARDWARE_SECONDS, _KERNEL_DONE, grace=0.0)
     return _judge_hardware(trial, image)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import tempfile
 from pathlib import Path
 from time import monotonic
 
@@ -13,6 +12,7 @@ from labctl.errors import LabError
 from labctl.events import Emit, silent
 from labctl.home import Home
 from labctl.hypervisor.capability import Capability, cached
+from labctl.hypervisor.probe import TIED, trial_folder
 
 SECONDS = 15.0
 NAME = "para by User Mode Linux"
@@ -37,19 +37,19 @@ def probe_uml(home: Home, *, fresh: bool = False, emit: Emit = silent) -> Capabi
         start = initramfs(home.cache, found, emit)
     except LabError as error:
         return Capability(NAME, False, error.message, error.hint or "apt-get install user-mode-linux")
-    return cached(home, NAME, found.boot, lambda: _try(found.boot, start), fresh=fresh)
+    return cached(home, NAME, found.boot, lambda: _try(home, found.boot, start), fresh=fresh)
 
 
-def _try(program: Path, start: Path) -> Capability:
+def _try(home: Home, program: Path, start: Path) -> Capability:
     """Boot it as far as labctl's init, which says so and ends."""
     began = monotonic()
-    with tempfile.TemporaryDirectory(prefix="labctl-probe.") as folder:
+    with trial_folder(home) as folder:
         words = [str(program), "mem=128M", "umid=m", "uml_dir=uml/", f"initrd={start}", "con=null"]
         words += ["con0=null,fd:1", "quiet", "panic=-1", "labctl.probe"]
         Path(folder, "uml").mkdir()
         said = Path(folder, "said")
         # In a PID namespace of its own, so that all its processes end with it.
-        argv = ["unshare", "--pid", "--fork", "--kill-child", "--", *words]
+        argv = [*TIED, "unshare", "--pid", "--fork", "--kill-child", "--", *words]
         with said.open("wb") as out:
             running = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder, start_new_session=True

@@ -34,6 +34,7 @@ from labctl.records import dataclass
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFF_TUN_EXCL = 0x400454CA, 0x0002, 0x1000, 0x8000
 END_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+_CONSOLE_SECONDS = 5.0
 _PAUSED = "uml.paused"
 
 
@@ -199,10 +200,17 @@ class UmlMachine:
             marker.unlink(missing_ok=True)
 
     def terminal(self) -> str:
-        """The pseudo-terminal of its second console.  Raises LabError when it does not run."""
+        """The pseudo-terminal of its second console.  Raises LabError when it does not run.
+
+        When the last visitor left, it was hung up; the guest then opens another one within a second.
+        """
         if not self.pid():
             raise LabError(f"{self.name} is not running", hint="labctl start")
-        said = mconsole.ask(self.management, "config con1")
+        end = monotonic() + _CONSOLE_SECONDS
+        while not (said := mconsole.ask(self.management, "config con1")).startswith("pts:"):
+            if monotonic() > end:
+                raise LabError(f"{self.name} has no console yet", hint="try again when it is up")
+            sleep(_POLL_SECONDS)
         return said.removeprefix("pts:")
 
     def figures(self) -> Figures:

@@ -140,13 +140,19 @@ def sources_for(release: str, host_release: str) -> str:
     return "\n\n".join(changed) + "\n"
 
 
+# Without an uptodate /proc a program would look for its processes under the host's numbers.
+_ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
 def streamed(
     argv: Sequence[str], line: Callable[[str], None], *, timeout: float, env: dict[str, str]
 ) -> list[str]:
     """Run a program, hand on each line that it writes, and return the last 30; raises LabError.
 
-    Its whole process group is ended when it takes longer than `timeout` seconds or we are interrupted; it is
-    told to end when we are killed.  What it mounts is in a mount namespace of its own and goes with it.
+    Its whole process group is ended when it takes longer than `timeout` seconds or we are interrupted.  It is
+    the first process of a PID namespace: when we are killed, the kernel ends it and all that it started, also
+    what would have gone on without it (unshare(1), --kill-child).  What it mounts is in a mount namespace of
+    its own and goes with it.
     """
     import signal
     import threading
@@ -155,7 +161,7 @@ def streamed(
         raise HostCannot(f"{argv[0]} is not installed", hint=f"apt-get install {argv[0]}")
     try:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--", *argv],
+            ["setpriv", "--pdeathsig", "KILL", *_ALONE, "--", *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

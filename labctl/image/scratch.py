@@ -6,6 +6,7 @@ was killed has lost its lock, so `sweep` may take what it left.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from labctl.image.locks import locked, try_lock
+
+_TRIES = 5  # to remove a tree to which a process that is being ended still writes
 
 
 class Scratch:
@@ -69,21 +72,35 @@ class Scratch:
                     descriptor = os.open("/", os.O_PATH)  # a link or a device: nobody works on those
                 if descriptor is None:
                     continue
-                remove(path)
-                os.close(descriptor)
-                count += 1
+                try:
+                    remove(path)
+                    count += 1
+                except OSError as error:
+                    # Somebody still writes to it: it stays litter, and the next sweep takes it.
+                    if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                        raise
+                finally:
+                    os.close(descriptor)
         return count
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole tree; absence is fine."""
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except FileNotFoundError:
-        pass
+    """Remove a file or a whole tree; absence is fine, and so is somebody who puts things there meanwhile."""
+    for left in reversed(range(_TRIES)):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            return
+        except FileNotFoundError:
+            if not os.path.lexists(path):
+                return
+            if not left:
+                raise
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or not left:
+                raise
 
 
 def sync_folder(path: Path) -> None:

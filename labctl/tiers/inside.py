@@ -132,7 +132,8 @@ class InsideContainer:
         return _by_machine(items, make)
 
     def _put_seed(self, link: Link) -> None:
-        with tempfile.TemporaryDirectory(prefix="labctl-seed-") as folder:
+        # In the lab's folder, which goes with the lab: a kill leaves it nowhere else.
+        with tempfile.TemporaryDirectory(prefix="seed-", dir=Path(self.ssh.key_file).parent) as folder:
             archive = Path(folder, "seed.tar")
             write_tar(self.seed, archive, self.layers)
             link.seed(f"{self.folder}/seed", str(archive))

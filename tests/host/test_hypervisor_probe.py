@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from labctl.home import Home
 from labctl.hypervisor import payload, probe
 from labctl.hypervisor.capability import Capability
+from tests.e2e.labs import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -102,3 +105,33 @@ def test_para_of_this_host_itself_is_a_matter_of_xen(home: Home) -> None:
     found = probe.probe_para(home)
     assert isinstance(found, Capability)
     assert not found.ok and "Xen" in found.reason
+
+
+@pytest.mark.needs("tcg")
+def test_a_killed_trial_leaves_no_guest_and_its_folder_goes_with_the_next(home: Home) -> None:
+    script = (
+        "from labctl.home import Home\nfrom labctl.hypervisor import probe\n"
+        "halt = b'\\xf4\\xeb\\xfd'.ljust(65520, b'\\x90') + bytes.fromhex('e90d00').ljust(16, b'\\x90')\n"
+        "probe.PAYLOADS['x86_64'] = lambda: halt\n"
+        "probe.probe_emulation(Home.find(), 'x86_64', fresh=True)\n"
+    )
+    trials = home.cache / "boot" / "trials"
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        until(lambda: len(guests_of(trials)) == 1 and any(trials.glob("*/serial")), "the guest runs")
+        process.kill()
+    until(lambda: guests_of(trials) == [], "the guest has ended too")
+    assert len(list(trials.iterdir())) == 1
+    assert probe.probe_emulation(home, "x86_64", fresh=True).ok
+    assert list(trials.iterdir()) == []
+
+
+def guests_of(folder: Path) -> list[int]:
+    """The processes that work in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str((entry / "cwd").readlink()).startswith(f"{folder}/"):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # gone meanwhile
+    return found

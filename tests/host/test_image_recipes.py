@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -15,10 +16,11 @@ import pytest
 
 from labctl.errors import HostCannot, UsageError
 from labctl.events import Event, silent
-from labctl.image import recipe
+from labctl.image import recipe, scratch
 from labctl.image.model import Image, host_arch
 from labctl.image.runner import OverlayRunner, Step
 from labctl.image.store import Store
+from tests.e2e.labs import until
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -192,20 +194,47 @@ def test_base_and_a_layer_on_top(cache: Path, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_builder_whose_labctl_is_killed_ends_and_leaves_no_mount(tmp_path: Path) -> None:
-    """The builder of Debian trees mounts /proc and /sys in what it makes; they must not stay on the host."""
-    script = f"mount -t tmpfs none {tmp_path}; echo $$; exec sleep 3600"
+    """The builder of Debian trees mounts /proc and /sys in what it makes; they must not stay on the host.
+    Nor must what it started and doesn't wait for."""
+    nap = f"sleep {random.randrange(10**6, 10**7)}"
+    script = f"mount -t tmpfs none {tmp_path}; setsid {nap} & {nap} & echo on; wait"
     code = (
         "import sys; from labctl.image.packages import streamed;"
         "streamed(['sh', '-c', sys.argv[1]], lambda text: print(text, flush=True), timeout=600, env={})"
     )
+
+    def naps() -> int:
+        found = 0
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                found += (entry / "cmdline").read_bytes() == f"{nap}\0".replace(" ", "\0").encode()
+            except OSError:
+                continue  # gone meanwhile
+        return found
+
     process = subprocess.Popen([sys.executable, "-c", code, script], stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    builder = Path("/proc", process.stdout.readline().strip())
-    assert builder.is_dir() and not os.path.ismount(tmp_path)
+    assert process.stdout.readline() == "on\n"
+    until(lambda: naps() == 2, "the builder is at work")
+    assert not os.path.ismount(tmp_path)
     process.kill()
     process.wait()
     process.stdout.close()
-    ends = time.monotonic() + 20
-    while builder.exists():
-        assert time.monotonic() < ends, "the builder goes on"
-        time.sleep(0.05)
+    until(lambda: naps() == 0, "nothing of the builder goes on")
+
+
+def test_litter_that_is_still_written_to_waits_for_the_next_sweep(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = store.scratch.root / "cook-1-dead"
+    (left / "tree").mkdir(parents=True)
+    rmtree = shutil.rmtree
+
+    def busy(path: Path) -> None:
+        (left / "tree" / "new").touch()
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(scratch.shutil, "rmtree", busy)
+    assert store.sweep() == 0 and left.exists()
+    monkeypatch.setattr(scratch.shutil, "rmtree", rmtree)
+    assert store.sweep() == 1 and not left.exists()

@@ -253,6 +253,32 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert done.stdout.strip() in ("0", "141")
 
 
+@pytest.mark.parametrize("moment", ["labctl.cli.report", "labctl.cli.lifecycle", "the end"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_loads_or_leaves_is_one_line(
+    tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
+    script = (
+        "import importlib.abc, os, sys\n"
+        "class Fault(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {moment!r}: os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Fault())\n"
+        "import atexit\n"
+        f"if {moment!r} == 'the end': atexit.register(lambda: os.kill(os.getpid(), {int(number)}))\n"
+        "sys.argv = ['labctl', 'ls', '--json']\n"
+        "from labctl.cli.entry import main\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "LABCTL_HOME": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (130, "labctl: interrupted\n")
+
+
 def test_sigterm_ends_a_verb_with_130(tmp_path: Path) -> None:
     script = (
         "import time\nfrom labctl.cli import light\nfrom labctl.cli.session import verb\n"
