@@ -372,6 +372,16 @@ def _skopeo() -> str:
         return _run(["skopeo", "manifest-digest", manifest.name])
 
 
+@probe("runc")
+def _runc() -> str:
+    return _run(["runc", "--version"])
+
+
+@probe("crun")
+def _crun() -> str:
+    return _run(["crun", "--version"])
+
+
 @probe("podman")
 def _podman() -> str:
     with tempfile.TemporaryDirectory(prefix="labctl-probe-") as folder:

@@ -58,13 +58,14 @@ def node_bytes(site: Site, place: Place) -> int:
 
 def _container_pids(record: dict[str, Any], site: Site) -> list[int]:
     """The processes of a container: those in its control group."""
-    from labctl.runtime.client import state_of
-    from labctl.runtime.errors import ContainerError
+    from labctl.errors import LabError
+    from labctl.tiers import machines
+    from labctl.tiers.record import NodeRecord
 
     try:
-        first = state_of(record["run_root"], record["container"]).pid
-        mine = _groups(first)
-    except (ContainerError, OSError) as error:
+        found = machines.container(NodeRecord.from_json(json.dumps(record)))
+        mine = _groups(getattr(found, "pid", 0))
+    except (LabError, OSError) as error:
         raise NotHere(f"its first process can't be found: {error}") from error
     return [pid for pid in _pids() if _groups(pid) == mine]
 

@@ -61,7 +61,7 @@ class LazyGroup(TyperGroup):
 
 EPILOG = """\
 A node is LAB/NODE, or NODE alone where one lab is up.  A profile is a file or the name of one that
-comes with labctl (spectrum, hello, vms, inside, namespaces, history, web, bench).
+comes with labctl (spectrum, hello, vms, inside, namespaces, history, engines, web, bench).
 
 \b
 Exit codes: 0 done, 1 failed, 2 bad usage or profile, 3 a check failed,

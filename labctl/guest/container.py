@@ -8,10 +8,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest import copying
@@ -164,11 +164,11 @@ class ContainerMachine:
 
     def copy_in(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_in`."""
-        return copying.copy_in(_ContainerTree(self), src, dest, stream, self.node)
+        return copying.copy_in(ProcessTree(self), src, dest, stream, self.node)
 
     def copy_out(self, src: str, dest: str, *, stream: IO[bytes] | None = None) -> Copied:
         """See `Copies.copy_out`."""
-        return copying.copy_out(_ContainerTree(self), src, dest, stream, self.node)
+        return copying.copy_out(ProcessTree(self), src, dest, stream, self.node)
 
     def logs(
         self, stream: Stream | None = None, *, follow: bool = False, tail: int | None = None
@@ -177,17 +177,7 @@ class ContainerMachine:
         notes = self._config().get("annotations") or {}
         wanted: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
         files = {name: LogFile(Path(notes[_LOG_KEYS[name]])) for name in wanted if notes.get(_LOG_KEYS[name])}
-        for name, file in files.items():
-            for data in file.start(tail):
-                yield LogChunk(name, data)
-        while follow:
-            ended = not self._runs()  # asked before reading, so that its last words are not missed
-            for name, file in files.items():
-                for data in file.more():
-                    yield LogChunk(name, data)
-            if ended:
-                return
-            time.sleep(_POLL_SECONDS)
+        yield from chunks(files, self._runs, follow=follow, tail=tail)
 
     def ended(self) -> str:
         """ "" while its command runs, else how that ended and what it printed last."""
@@ -279,10 +269,21 @@ class ContainerMachine:
             os.close(fd)
 
 
-class _ContainerTree:
-    """The file tree of a container as the container sees it (labctl.guest.trees)."""
+class HasProcess(Protocol):
+    """A node whose first process this host's kernel runs."""
 
-    def __init__(self, machine: ContainerMachine) -> None:
+    @property
+    def node(self) -> str:
+        """What messages call it."""
+
+    def pidfd(self) -> AbstractContextManager[int]:
+        """The first process, held so that its number can't come to mean another.  Raises LabError."""
+
+
+class ProcessTree:
+    """The file tree of a container as its first process sees it (labctl.guest.trees)."""
+
+    def __init__(self, machine: HasProcess) -> None:
         self._machine = machine
 
     def look(self, path: str) -> tuple[str, str]:
@@ -321,6 +322,23 @@ class _ContainerTree:
         if done.returncode:
             said = errors.getvalue().decode("utf-8", "replace").strip().splitlines()
             raise LabError(f"{self._machine.node}: {said[-1] if said else 'the copy was killed'}")
+
+
+def chunks(
+    files: Mapping[Stream, LogFile], runs: Callable[[], bool], *, follow: bool, tail: int | None
+) -> Iterator[LogChunk]:
+    """What log files hold (the last `tail` lines of each); with `follow` on until the node doesn't run."""
+    for name, file in files.items():
+        for data in file.start(tail):
+            yield LogChunk(name, data)
+    while follow:
+        ended = not runs()  # asked before reading, so that its last words are not missed
+        for name, file in files.items():
+            for data in file.more():
+                yield LogChunk(name, data)
+        if ended:
+            return
+        time.sleep(_POLL_SECONDS)
 
 
 class LogFile:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
+from labctl import engines
 from labctl.errors import LabError
 from labctl.events import Emit, Progress, silent
 from labctl.hypervisor.capability import Capability
@@ -58,6 +59,11 @@ def doctor(options: Options, emit: Emit = silent, *, fresh: bool = False) -> lis
 
         return trial(home)
 
+    def engine(name: str) -> Callable[[], Finding]:
+        from labctl.engines.trial import probe
+
+        return lambda: probe(home, name, fresh=fresh)
+
     other = "aarch64" if this_arch() == "x86_64" else "x86_64"
     steps: list[tuple[str, Callable[[], Finding]]] = [
         ("container", container),
@@ -66,6 +72,7 @@ def doctor(options: Options, emit: Emit = silent, *, fresh: bool = False) -> lis
         ("hardware", hardware),
         ("para", para),
         ("para by User Mode Linux", uml),
+        *((f"container by {name}", engine(name)) for name in engines.NAMES),
         ("rights", _rights),
         ("programs", _programs),
         ("firewall", _firewall),

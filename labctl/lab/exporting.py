@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from labctl.image.model import Image
     from labctl.image.store import Store
     from labctl.tiers.container import ContainerNode
+    from labctl.tiers.engine import EngineContainer
     from labctl.tiers.vmdisk import VmDisk
 
 
@@ -67,7 +68,7 @@ def commit(lab: str, node: str, options: Options, emit: Emit = silent) -> Image:
 
     store = Store(options.home.cache / "images")
     image, found = _stopped(lab, node, options, store)
-    if found.kind != "container":
+    if found.kind == "vmdisk":
         raise UsageError(
             f"{lab}/{node} is a machine, whose disk is no layer of an image",
             hint="export it as a disk (--format qcow2), and import that",
@@ -84,7 +85,9 @@ def commit(lab: str, node: str, options: Options, emit: Emit = silent) -> Image:
         return store.add_image("", image.config, layers)
 
 
-def _stopped(lab: str, node: str, options: Options, store: Store) -> tuple[Image, ContainerNode | VmDisk]:
+def _stopped(
+    lab: str, node: str, options: Options, store: Store
+) -> tuple[Image, ContainerNode | EngineContainer | VmDisk]:
     """The image of a node, and the resource that has its files; the node must stand still."""
     with opened(options) as ledger:
         row, record = record_named(ledger, lab, node)
@@ -95,7 +98,7 @@ def _stopped(lab: str, node: str, options: Options, store: Store) -> tuple[Image
             f"{lab}/{node} is {state}: its files change while they are read",
             hint=f"labctl stop {lab}/{node}",
         )
-    for key in (f"vmdisk:{node}", f"container:{node}"):
+    for key in (f"vmdisk:{node}", f"container:{node}", f"engine:{node}"):
         if key in rows:
             image = store.resolve(record.digest) if store.blobs.has(record.digest) else None
             if image is None:
@@ -104,7 +107,7 @@ def _stopped(lab: str, node: str, options: Options, store: Store) -> tuple[Image
     raise UsageError(f"{lab}/{node} runs inside a machine: export that")
 
 
-def _upper(container: ContainerNode, work: Path) -> Path | None:
+def _upper(container: ContainerNode | EngineContainer, work: Path) -> Path | None:
     """What a container changed, with the owners that it sees, as overlayfs of root takes it."""
     config = json.loads(container.config)
     upper = Path(container.folder, "upper")

@@ -50,6 +50,11 @@ def probe(home: Home, nested: str = "auto") -> Probe:
             from labctl.lab import containers
 
             return containers.ability()
+        if tier.startswith("engine:"):
+            from labctl.engines.trial import probe as engine
+
+            answer = engine(home, tier.partition(":")[2])
+            return Ability(answer.ok, answer.reason, answer.remedy, answer.detail)
         from labctl.hypervisor import probe as hypervisor
 
         if tier == "emulation":

@@ -160,7 +160,7 @@ def _shared(lab: LabFacts, addresses: Plan, host: HostFacts) -> list[Resource]:
 
         home = lab.libvirt_home
         found.append(LibvirtDaemon(owner=owner, home_state=str(home.state), home_cache=str(home.cache)))
-    if any(c.tier == "container" and not c.skipped for c in host.choices.values()):
+    if any(c.tier == "container" and not c.skipped and not c.engine for c in host.choices.values()):
         run = str(lab.folder / "run")
         found.append(LabKeeper(owner=owner, name="lab", needs=("folder:lab",), run_root=run))
     segments = list(addresses.segments.values())

@@ -195,6 +195,10 @@ def _host_memory(node: _Node) -> int | None:
 
 
 def _container_memory(record: NodeRecord) -> int | None:
+    if record.engine:
+        from labctl.tiers.machines import container
+
+        return container(record).stats().memory_bytes
     from pathlib import Path
 
     from labctl.runtime.client import KeeperClient

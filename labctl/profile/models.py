@@ -335,10 +335,10 @@ class Node(Model):
     devices: Devices = Field(
         default=Devices.VIRTIO, description="Devices that a VM sees: virtio, or emulated real ones."
     )
-    engine: Engine = Field(
-        default=Engine.XEN,
-        description="What a para node runs on: the hypervisor xen, or uml: User Mode Linux, a kernel that "
-        "runs as a program.",
+    engine: Engine | None = Field(
+        default=None,
+        description="What a para node runs on: the hypervisor xen (the default), or uml: User Mode Linux, a "
+        "kernel that runs as a program. What runs a container: labctl (the default), runc or crun.",
     )
     isolation: Isolation = Field(
         default=Isolation.DOCKER,

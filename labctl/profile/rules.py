@@ -11,7 +11,7 @@ from labctl.profile import words
 from labctl.profile.models import Node, Profile
 from labctl.profile.plainly import Loc
 from labctl.profile.tree import Item, Problems
-from labctl.profile.types import Engine, Tier
+from labctl.profile.types import Tier
 from labctl.profile.words import nearest, shown
 from labctl.records import dataclass
 
@@ -65,6 +65,7 @@ def check_rules(
 ) -> None:
     """Note everything that is wrong between the parts."""
     # They import this module's Rules.
+    import labctl.profile.rules_engine as rules_engine
     import labctl.profile.rules_files as rules_files
     import labctl.profile.rules_isolation as rules_isolation
     import labctl.profile.rules_net as rules_net
@@ -77,6 +78,7 @@ def check_rules(
         _tier(rules, key, node)
         _amounts(rules, key, node)
         _words(rules, key, node)
+        rules_engine.check(rules, key, node)
         rules_vm.check(rules, key, node)
         rules_isolation.check(rules, key, node)
     rules_net.check(rules)
@@ -111,8 +113,7 @@ def _names(rules: Rules) -> None:
                 rules.say(("nodes", key, "aliases"), f"the alias {alias} is the name of another node")
 
 
-_VM_ONLY = ("kernel", "machine", "cpu", "devices", "engine", "disk", "disks", "hypervisor", "vm")
-_NOT_UML = ("kernel", "machine", "cpu", "devices", "cpus", "disks", "hypervisor", "inside", "vm")
+_VM_ONLY = ("kernel", "machine", "cpu", "devices", "disk", "disks", "hypervisor", "vm")
 _CONTAINER_ONLY = ("capabilities", "isolation", "privileged", "pids")
 
 
@@ -127,22 +128,6 @@ def _tier(rules: Rules, key: str, node: Node) -> None:
             continue
         here = "a container" if container else "a virtual machine"
         rules.say(("nodes", key, name), f"{here} has no {name}", f"{key} has tier: {node.tier}", key=True)
-    if not container:
-        _engine(rules, key, node)
-
-
-def _engine(rules: Rules, key: str, node: Node) -> None:
-    """An engine is for the para tier; User Mode Linux has one CPU, its own kernel, no emulated hardware."""
-    uml = node.tier is Tier.PARA and node.engine is Engine.UML
-    for name in _NOT_UML if uml else ("engine",):
-        item, depth = rules.tree.find(("nodes", key, name))
-        if depth < 3 or item.path.startswith(("defaults", "groups")):
-            continue
-        place = ("nodes", key, name)
-        if uml and not (name == "cpus" and (node.cpus or 0) <= 1):
-            rules.say(place, f"User Mode Linux has no {name}", f"{key} has engine: uml", key=True)
-        elif not uml and node.tier is not Tier.PARA:
-            rules.say(place, "only tier: para has an engine", f"{key} has tier: {node.tier}", key=True)
 
 
 def _amounts(rules: Rules, key: str, node: Node) -> None:

@@ -20,7 +20,7 @@ def check(rules: Rules, key: str, node: Node) -> None:
     if node.vm is None or node.tier is Tier.CONTAINER or rules.is_broken(*place):
         return
     if node.tier is Tier.PARA:
-        if node.engine is Engine.XEN:
+        if node.engine is not Engine.UML:
             rules.say(place, "a Xen guest has no vm", f"{key} has tier: {node.tier}", key=True)
         return
     _cpus(rules, place, node, node.vm)

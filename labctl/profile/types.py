@@ -106,10 +106,16 @@ class Nested(StrEnum):
 
 
 class Engine(StrEnum):
-    """What makes a para node: the Xen hypervisor, or a kernel that runs as a program."""
+    """What makes a para node (a hypervisor, or a kernel that runs as a program), or runs a container."""
 
     XEN = "xen"
     UML = "uml"
+    LABCTL = "labctl"
+    LXC = "lxc"
+    PODMAN = "podman"
+    DOCKER = "docker"
+    RUNC = "runc"
+    CRUN = "crun"
 
 
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

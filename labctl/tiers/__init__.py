@@ -21,6 +21,10 @@ def plan_node(facts: NodeFacts) -> Planned:
             from labctl.tiers import inside
 
             return inside.plan(facts)
+        if facts.choice.engine:
+            from labctl.tiers import engine
+
+            return engine.plan(facts)
         from labctl.tiers import container
 
         return container.plan(facts)

@@ -80,6 +80,9 @@ def way_to(record: NodeRecord) -> NodeRecord:
         ssh=record.ssh,
         run_root=record.run_root,
         container=record.container,
+        folder=record.folder if record.tier == "container" and record.engine else "",
+        engine=record.engine if record.tier == "container" else "",
+        cgroup=record.cgroup,
     )
 
 

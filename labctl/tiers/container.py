@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -271,20 +271,7 @@ class ContainerNode:
         return failures
 
     def _write(self) -> None:
-        base = self.folder
-        try:
-            for part in ("", "/etc", "/log", "/upper", "/work", *(("/seed",) if self.seed else ())):
-                os.makedirs(base + part, exist_ok=True)  # noqa: PTH103 - a third of Path's time
-            for path, text in self.files.items():
-                _put(f"{base}/etc/{path.rpartition('/')[2]}", text)
-            if self.seed and not os.listdir(f"{base}/seed"):  # noqa: PTH208
-                extract(self.seed, Path(base, "seed"), self.layers)
-            _put(f"{base}/config.json", self.config)
-        except OSError as error:
-            raise LabError(
-                f"container {self.name}: cannot write {error.filename or base}: {error.strerror}",
-                hint=write_hint(Path(base), error),
-            ) from error
+        write_files(self.name, self.folder, self.files, self.seed, self.layers, {"config.json": self.config})
 
     def look(self) -> Look:
         """What the kernel says of it."""
@@ -352,6 +339,32 @@ class ContainerNode:
             for folder, error in remove_trees(list(folders)).items():
                 failures[folders[folder]] = error
         return failures
+
+
+def write_files(
+    name: str,
+    base: str,
+    files: Mapping[str, str],
+    seed: Seed,
+    layers: Sequence[str],
+    documents: Mapping[str, str],
+) -> None:
+    """Write what a container starts from into its folder `base`: of /etc `files`, its `seed` once, and the
+    `documents` that its runtime reads.  Raises LabError."""
+    try:
+        for part in ("", "/etc", "/log", "/upper", "/work", *(("/seed",) if seed else ())):
+            os.makedirs(base + part, exist_ok=True)  # noqa: PTH103 - a third of Path's time
+        for path, text in files.items():
+            _put(f"{base}/etc/{path.rpartition('/')[2]}", text)
+        if seed and not os.listdir(f"{base}/seed"):  # noqa: PTH208
+            extract(seed, Path(base, "seed"), layers)
+        for title, text in documents.items():
+            _put(f"{base}/{title}", text)
+    except OSError as error:
+        raise LabError(
+            f"container {name}: cannot write {error.filename or base}: {error.strerror}",
+            hint=write_hint(Path(base), error),
+        ) from error
 
 
 def _put(path: str, text: str) -> None:

@@ -53,6 +53,7 @@ class Choice:
     accelerator: str = ""
     skipped: str = ""
     remedy: str = ""
+    engine: str = ""  # what runs a container, where it isn't labctl
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ KINDS = {
     "root": "labctl.tiers.chroot:ChrootTree",
     "keeper": "labctl.tiers.container:LabKeeper",
     "container": "labctl.tiers.container:ContainerNode",
+    "engine": "labctl.tiers.engine:EngineContainer",
     "vmdisk": "labctl.tiers.vmdisk:VmDisk",
     "disk": "labctl.tiers.disks:NodeDisk",
     "libvirtd": "labctl.hypervisor.daemon:LibvirtDaemon",

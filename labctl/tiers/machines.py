@@ -11,6 +11,7 @@ from labctl.tiers.record import NodeRecord, SshPlace
 
 if TYPE_CHECKING:
     from labctl.guest.container import ContainerMachine
+    from labctl.guest.engine import EngineMachine
     from labctl.guest.inside import InsideMachine
     from labctl.guest.inside_link import Link
     from labctl.guest.ssh import Endpoint, SshMachine
@@ -22,13 +23,20 @@ _connections: dict[str, SshMachine] = {}
 
 def machine(
     record: NodeRecord, on_silence: Callable[[], None] | None = None
-) -> SshMachine | ContainerMachine | InsideMachine:
+) -> SshMachine | ContainerMachine | InsideMachine | EngineMachine:
     """The machine of a node.  `on_silence` is asked when nobody answers in it, and raises when it knows why.
 
     Raises LabError when the node was skipped or its keys are gone.
     """
     if record.skipped:
         raise LabError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
+    if record.tier == "container" and record.engine:
+        from labctl.engines import engine
+        from labctl.engines.model import Box
+        from labctl.guest.engine import EngineMachine
+
+        box = Box(record.container, record.run_root, record.folder, record.cgroup)
+        return EngineMachine(engine(record.engine), box, record.name, record.stop_signal)
     if record.tier == "container" and not record.inside:
         from labctl.guest.container import ContainerMachine
 
@@ -43,7 +51,7 @@ def machine(
     return ssh
 
 
-def container(record: NodeRecord) -> ContainerMachine | InsideMachine:
+def container(record: NodeRecord) -> ContainerMachine | InsideMachine | EngineMachine:
     """The machine of a node that is a container, on this host or inside a VM.  Raises LabError."""
     from labctl.guest.ssh import SshMachine
 

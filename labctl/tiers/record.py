@@ -93,7 +93,8 @@ class NodeRecord:
     replica_of: str = ""
     privileged: bool = False
     isolation: str = ""  # of a container: chroot, vserver, lxc, docker
-    engine: str = ""  # "uml": what makes a para node, where it isn't a domain of libvirt
+    engine: str = ""  # "uml": what makes a para node, where it isn't a domain; "runc": what runs a container
+    cgroup: str = ""  # of a container that another engine runs
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ class NodeRecord:
     def main_key(self) -> str:
         """The key of the resource that is the machine itself."""
         if self.tier == "container":
-            return f"{'inside' if self.inside else 'container'}:{self.name}"
+            return f"{'inside' if self.inside else 'engine' if self.engine else 'container'}:{self.name}"
         return f"{'guest' if self.inside else self.engine or 'domain'}:{self.name}"
 
     def to_json(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from labctl.errors import Failures, HostCannot, UsageError
 from labctl.profile.models import Node, Profile
@@ -23,6 +24,9 @@ class Ability:
 
 # What a probe is asked about the machine of a lab that can run a tier which this host can't.
 HOST_WORDS = {Tier.PARA: "xen-host", Tier.HARDWARE: "kvm-host"}
+
+# What may run a container in labctl's place.
+CONTAINER_ENGINES = frozenset(("lxc", "podman", "docker", "runc", "crun"))
 
 MACHINES = tuple(str(tier) for tier in Tier if tier is not Tier.CONTAINER)
 
@@ -105,9 +109,13 @@ def _one(
     refused: dict[str, Ability],
 ) -> Choice:
     arch = node.arch or host_arch
-    ability = _ability(node.tier, arch, host_arch, probe, str(node.engine))
+    engine = engine_of(node)
+    ability = _ability(node.tier, arch, host_arch, probe, engine)
     if ability.ok:
-        return _named(str(node.tier), arch, host_arch, str(node.engine))
+        found = _named(str(node.tier), arch, host_arch, engine)
+        if _is_other(node, engine):
+            return replace(found, engine=engine, runs_on=f"{ability.detail} on this host")
+        return found
     if fallback and fallback != node.tier and node.tier is not Tier.CONTAINER:
         other = _ability(Tier(fallback), arch, host_arch, probe)
         if other.ok:
@@ -115,8 +123,24 @@ def _one(
     if skip:
         return Choice(str(node.tier), skipped=ability.reason, remedy=ability.remedy)
     hint = _hint(ability, fallback)
-    refused[node.name] = Ability(False, f"{node.tier} can't run here: {ability.reason}", hint)
+    if _is_other(node, engine):
+        ways = "say engine: labctl, or leave such nodes out with --skip-unavailable"
+        hint = f"{ability.remedy}; or {ways}" if ability.remedy else ways
+    what = f"engine {engine}" if _is_other(node, engine) else str(node.tier)
+    refused[node.name] = Ability(False, f"{what} can't run here: {ability.reason}", hint)
     return Choice(str(node.tier), skipped=ability.reason)
+
+
+def engine_of(node: Node) -> str:
+    """The engine that a node asks for, "" for its tier's usual one; that of another tier says nothing."""
+    engine = str(node.engine or "")
+    fits = CONTAINER_ENGINES if node.tier is Tier.CONTAINER else {"uml"} if node.tier is Tier.PARA else ()
+    return engine if engine in fits else ""
+
+
+def _is_other(node: Node, engine: str) -> bool:
+    """Whether it is a container that labctl does not run itself."""
+    return node.tier is Tier.CONTAINER and bool(engine)
 
 
 def _hint(ability: Ability, fallback: str = "") -> str:
@@ -134,6 +158,9 @@ def _ability(tier: Tier, arch: str, host_arch: str, probe: Probe, engine: str = 
             f"{tier} runs the host's own architecture {host_arch} only, not {arch}",
             "use tier: emulation for a foreign architecture",
         )
+    if tier is Tier.CONTAINER and engine:
+        plain = probe(str(tier), arch)  # what every container needs comes first
+        return probe(f"engine:{engine}", arch) if plain.ok else plain
     return probe("uml" if tier is Tier.PARA and engine == "uml" else str(tier), arch)
 
 

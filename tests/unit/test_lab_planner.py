@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from labctl import engines
 from labctl.data import data
 from labctl.errors import Failures, HostCannot, UsageError
 from labctl.home import Home
@@ -35,6 +36,7 @@ PLANS = Path(__file__).parent / "plans"
 SHIPPED = sorted(path.stem for path in data("profiles").glob("*.yaml"))
 YES = Ability(True)
 EVERYTHING = {("container", ""): YES, ("emulation", ""): YES, ("hardware", ""): YES}
+EVERYTHING |= {(f"engine:{name}", ""): Ability(True, detail=f"{name} 1.1") for name in engines.NAMES}
 NO_KVM = Ability(False, "this CPU offers no virtualization", "turn it on in the firmware")
 NO_XEN = Ability(False, "Xen does not run here", "boot Xen")
 XEN_HOST = Ability(True, detail="Xen 4.17 PV")

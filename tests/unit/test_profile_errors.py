@@ -289,6 +289,30 @@ def test_volumes_without_a_way_to_them_are_refused_wherever_they_are_written() -
     ) == [f"lab.yaml:2:12: defaults.volumes: User Mode Linux, as a is, {hint}"]
 
 
+def test_engines_belong_to_their_tiers() -> None:
+    other = "runs para nodes, and a has tier: container (labctl, runc or crun)"
+    assert nodes("a: {engine: uml}") == [f"lab.yaml:2:21: nodes.a.engine: uml {other}"]
+    machine = "only tier: para and tier: container have an engine (a has tier: emulation)"
+    assert nodes("a: {tier: emulation, engine: runc}") == [f"lab.yaml:2:30: nodes.a.engine: {machine}"]
+    assert nodes("a: {tier: para, engine: crun}") == [
+        "lab.yaml:2:33: nodes.a.engine: crun runs containers, and a has tier: para (xen or uml)"
+    ]
+    assert nodes("a: {tier: emulation}, b: {inside: a, engine: runc}") == [
+        "lab.yaml:2:54: nodes.b.engine: a container inside a is run by labctl's own runtime "
+        "(leave out engine, or nodes.b.inside)"
+    ]
+    assert nodes("a: {engine: docker}") == [
+        "lab.yaml:2:21: nodes.a.engine: Docker joins no network namespace that was made before "
+        "(engine: labctl, runc or crun runs it)"
+    ]
+    alone = "knows no isolation: lxc, which is labctl's alone (leave out engine, or isolation)"
+    assert nodes("a: {engine: runc, isolation: lxc}") == [f"lab.yaml:2:38: nodes.a.isolation: runc {alone}"]
+    text = "name: t\ndefaults: {isolation: lxc}\nnodes: {a: {engine: crun}}"
+    assert mistakes(text) == [f"lab.yaml:3:21: nodes.a.engine: crun {alone}"]
+    text = "name: t\ndefaults: {engine: runc}\nnodes: {a: {}, b: {tier: emulation}, c: {tier: para}}"
+    assert load_text(text).nodes["a"].engine == "runc"
+
+
 def test_an_implied_network_can_be_set_from_the_command_line() -> None:
     profile = load_text("name: t\nnodes: {a: {}}", ["networks.lan.subnet=10.2.0.0/24"], environ={})
     assert profile.networks["lan"].subnet == "10.2.0.0/24"

@@ -34,7 +34,7 @@ def test_a_file_that_is_not_there_and_a_near_one(tmp_path: Path) -> None:
     path = tmp_path / "spectrun.yaml"
     assert refused(path) == f"{path}: there is no such file (did you mean spectrum.yaml?)"
     assert "did you mean hello?" in refused("helo")
-    assert "profiles that come with labctl: bench, hello, history, inside," in refused("zzzzzzzz")
+    assert "profiles that come with labctl: bench, engines, hello, history, inside," in refused("zzzzzzzz")
 
 
 def test_a_loop_of_links_can_not_be_read(tmp_path: Path) -> None:
