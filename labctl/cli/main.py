@@ -28,6 +28,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "cp": ("nodes", "Copy files into a node or out of it."),
         "logs": ("nodes", "Show what a node's command printed."),
         "attach": ("nodes", "Sit at a node: its console, or its command's output as it comes."),
+        "events": ("watching", "Show what labs went through, also those that are gone."),
         "top": ("watching", "List the processes of a node."),
         "start": ("power", "Start stopped nodes."),
         "stop": ("power", "Stop nodes; they keep their disks."),

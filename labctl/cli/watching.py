@@ -1,13 +1,15 @@
-"""Verbs that watch nodes: stats and top."""
+"""Verbs that watch labs and nodes: stats, top and events."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from labctl.cli import light as typer
-from labctl.cli import names, screen
+from labctl.cli import moments, names, screen
 from labctl.cli.backend import options
 from labctl.cli.nodes import Node, machine_of
 from labctl.cli.session import Session, verb
@@ -17,6 +19,7 @@ from labctl.lab import api
 if TYPE_CHECKING:
     from labctl.guest.machine import Process
     from labctl.lab.figures import NodeFigures
+    from labctl.lab.journal import Happening
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -172,3 +175,60 @@ def _time(seconds: float) -> str:
     """CPU time as ps has it: hours, minutes, seconds."""
     whole = int(seconds)
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+@app.command()
+@verb(data=False)
+def events(
+    session: Session,
+    lab: Annotated[
+        str,
+        typer.Argument(
+            metavar="[LAB]",
+            help="Only this lab, and those of its name before.",
+            autocompletion=names.complete_lab,
+        ),
+    ] = "",
+    since: Annotated[
+        str,
+        typer.Option("--since", metavar="TIME", help="From then on: 10m (ago), a date and time, or seconds."),
+    ] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+) -> None:
+    """Show what labs went through, also those that are gone.
+
+    When they were made and removed, what phases their nodes came into, what failed, and of the containers of
+    this host how each ended and, within ten seconds, which processes were killed for want of memory. About a
+    megabyte is kept.
+
+    \b
+    Examples:
+      labctl events
+      labctl events shop --since 1h
+      labctl events -f --json | jq -r 'select(.event == "oom") | .node'
+    """
+    start = moments.parse(since, "--since")
+    told = False
+    for one in api.happenings(lab, start, options(session), follow=follow):
+        told = True
+        screen.line(happening_line(one) if not as_json else happening_json(one))
+        sys.stdout.flush()
+    if lab and not told and not start:
+        names.Names.read(session.home).lab(lab)  # no such lab, now or before
+
+
+def happening_line(one: Happening) -> str:
+    """A line for people."""
+    where = f"{one.lab}/{one.node}" if one.node else one.lab
+    detail = one.detail
+    if one.event == "ended":
+        detail = "its exit code is not known" if one.exit_code is None else f"exit code {one.exit_code}"
+    elif one.event == "oom":
+        detail = f"{one.count} killed: out of memory"
+    return screen.clean(f"{moments.show(one.at)}  {where}  {one.event}{f'  {detail}' if detail else ''}")
+
+
+def happening_json(one: Happening) -> str:
+    """A line for programs."""
+    return json.dumps({"schema_version": screen.SCHEMA_VERSION, **screen.plain(one)}, ensure_ascii=False)

@@ -5,7 +5,7 @@ Nothing heavy is imported before the verb needs it.  A node is (lab, node), by n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labctl.events import Emit, silent
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from labctl.lab.compare import Comparison
     from labctl.lab.doctor import Finding
     from labctl.lab.figures import Meter
+    from labctl.lab.journal import Happening
     from labctl.profile.models import Profile
 
 Target = tuple[str, str]
@@ -135,6 +136,13 @@ def meter(targets: Sequence[Target], options: Options) -> Meter:
     from labctl.lab import figures
 
     return figures.Meter(targets, options)
+
+
+def happenings(lab: str, since: float, options: Options, *, follow: bool = False) -> Iterator[Happening]:
+    """What labs went through; see journal.happenings."""
+    from labctl.lab import journal
+
+    return journal.happenings(options.home, lab, since, follow=follow)
 
 
 def checks(name: str, options: Options, emit: Emit = silent) -> list[CheckResult]:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from labctl.errors import Foreign, LabError, UsageError
 from labctl.events import Emit, Event, NodePhase, Note, StepDone, StepFailed, StepStarted, silent
 from labctl.home import Home
-from labctl.lab import addresses, again, facts, inputs, places, planner
+from labctl.lab import addresses, again, facts, inputs, journal, places, planner
 from labctl.lab.looking import lab_status, opened, status_of
-from labctl.lab.model import Options, PlanResult, UpResult
+from labctl.lab.model import LabStatus, Options, PlanResult, UpResult
 from labctl.lab.names import lab_id
 from labctl.lab.remember import remember
 from labctl.linux import netnode
@@ -185,28 +185,38 @@ def up(profile: Profile, options: Options, emit: Emit = silent) -> UpResult:
     began = time.monotonic()
     with opened(options) as ledger:
         mine = lab_id(options.home.instance(), profile.name)
-        with locked(options.home.state / "locks" / mine, f"up {profile.name}", wait=options.wait):
-            planned, lab, row = _reserve(ledger, profile, options, _doubting(emit, profile))
-            watch = inputs.enough()
-            try:
-                done = executor.apply(
-                    ledger,
-                    row,
-                    planned.graph,
-                    _phases(emit, planned),
-                    nodes=planned.nodes,
-                    claims=planned.claims,
-                )
-            except LabError:
-                if options.rollback and lab.row is None:
-                    emit(Note(row.id, "taking down what was made, since the lab was new", "warning"))
-                    from labctl.lab.removing import remove
-
-                    remove(ledger, row, options, emit)
-                raise
-            status = lab_status(ledger, row)
-            remember(ledger, planned.graph, planned.records.values(), status, watch, options)
+        with (
+            locked(options.home.state / "locks" / mine, f"up {profile.name}", wait=options.wait),
+            journal.kept(options.home, profile.name, mine, "up", emit) as tell,
+        ):
+            status, done = _made(ledger, profile, options, tell)
     return UpResult(status, done.changes, time.monotonic() - began)
+
+
+def _made(
+    ledger: Ledger, profile: Profile, options: Options, emit: Emit
+) -> tuple[LabStatus, executor.Applied]:
+    planned, lab, row = _reserve(ledger, profile, options, _doubting(emit, profile))
+    watch = inputs.enough()
+    try:
+        done = executor.apply(
+            ledger,
+            row,
+            planned.graph,
+            _phases(emit, planned),
+            nodes=planned.nodes,
+            claims=planned.claims,
+        )
+    except LabError:
+        if options.rollback and lab.row is None:
+            emit(Note(row.id, "taking down what was made, since the lab was new", "warning"))
+            from labctl.lab.removing import remove
+
+            remove(ledger, row, options, emit)
+        raise
+    status = lab_status(ledger, row)
+    remember(ledger, planned.graph, planned.records.values(), status, watch, options)
+    return status, done
 
 
 def _doubting(emit: Emit, profile: Profile) -> Emit:

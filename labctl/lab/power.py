@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from labctl.errors import Failures, LabError, TimedOut, UsageError
 from labctl.events import Emit, NodePhase, Note, silent
-from labctl.lab import nesting
+from labctl.lab import journal, nesting
 from labctl.lab.looking import lab_status, opened, record_named
 from labctl.lab.model import Options
 from labctl.resource import executor
@@ -27,23 +27,23 @@ def start(targets: Sequence[Target], options: Options, emit: Emit = silent) -> N
 
     Running ones are left as they are.  Raises Failures, Busy.
     """
-    with _held(targets, options, "start") as (ledger, found):
+    with _held(targets, options, "start", emit) as (ledger, found, tell):
         off = [node for node in found if not _main(ledger, node).look().there]
-        _each(ledger, nesting.machines_first(nesting.with_inside(ledger, found, off)), "start", emit, _start)
+        _each(ledger, nesting.machines_first(nesting.with_inside(ledger, found, off)), "start", tell, _start)
 
 
 def stop(targets: Sequence[Target], options: Options, emit: Emit = silent, *, force: bool = False) -> None:
     """Ask nodes, and before a machine what is inside it, to end, and end them after their stop_timeout (at
     once with `force`); disks are kept.  Raises Failures, Busy."""
-    with _held(targets, options, "stop") as (ledger, found):
+    with _held(targets, options, "stop", emit) as (ledger, found, tell):
         if not force:
             found = nesting.with_inside(ledger, found, found)
         _each(
             ledger,
             nesting.inside_first(found),
             "stop",
-            emit,
-            lambda books, row, record, tell: _stop(books, row, record, tell, force),
+            tell,
+            lambda books, row, record, told: _stop(books, row, record, told, force),
         )
 
 
@@ -55,28 +55,32 @@ def restart(targets: Sequence[Target], options: Options, emit: Emit = silent, *,
 
 def pause(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:
     """Freeze nodes: their memory stays, their CPUs rest.  Raises Failures, Busy."""
-    with _held(targets, options, "pause") as (ledger, found):
-        _each(ledger, nesting.inside_first(found), "pause", emit, lambda *four: _freeze(*four, on=True))
+    with _held(targets, options, "pause", emit) as (ledger, found, tell):
+        _each(ledger, nesting.inside_first(found), "pause", tell, lambda *four: _freeze(*four, on=True))
 
 
 def resume(targets: Sequence[Target], options: Options, emit: Emit = silent) -> None:
     """Let paused nodes go on.  Raises Failures, Busy."""
-    with _held(targets, options, "resume") as (ledger, found):
-        _each(ledger, nesting.machines_first(found), "resume", emit, lambda *four: _freeze(*four, on=False))
+    with _held(targets, options, "resume", emit) as (ledger, found, tell):
+        _each(ledger, nesting.machines_first(found), "resume", tell, lambda *four: _freeze(*four, on=False))
 
 
 @contextmanager
 def _held(
-    targets: Sequence[Target], options: Options, verb: str
-) -> Iterator[tuple[Ledger, list[nesting.Placed]]]:
-    """The nodes of a command, while it holds the locks of their labs.  Raises UsageError, Busy."""
+    targets: Sequence[Target], options: Options, verb: str, emit: Emit
+) -> Iterator[tuple[Ledger, list[nesting.Placed], Emit]]:
+    """The nodes of a command, while it holds the locks of their labs, and an Emit that keeps the journal.
+
+    Raises UsageError, Busy.
+    """
     with opened(options) as ledger, ExitStack() as stack:
         found = [record_named(ledger, lab, node) for lab, node in targets]
         for record in (record for _, record in found if record.skipped):
             raise UsageError(f"{record.name} was skipped: {record.skipped}", hint=record.remedy)
         for name in dict.fromkeys(row.id for row, _ in found):
             stack.enter_context(locked(options.home.state / "locks" / name, verb, wait=options.wait))
-        yield ledger, found
+        names = {row.id: row.name for row, _ in found}
+        yield ledger, found, journal.recording(options.home, names, emit)
 
 
 def _each(

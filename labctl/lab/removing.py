@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from labctl.errors import Failures, LabError, UsageError
 from labctl.events import Emit, Note, silent
+from labctl.lab import journal
 from labctl.lab.looking import opened
 from labctl.lab.model import Leftover, Options
 from labctl.resource import executor
@@ -28,7 +29,9 @@ def down(name: str | None, options: Options, emit: Emit = silent) -> dict[str, l
         for row in rows:
             with locked(options.home.state / "locks" / row.id, f"down {row.name}", wait=options.wait):
                 try:
-                    remove(ledger, row, options, emit)
+                    with journal.kept(options.home, row.name, row.id, "down", emit) as tell:
+                        journal.take_over(options.home, row.name, row.id)
+                        remove(ledger, row, options, tell)
                     gone.append(row.name)
                 except Failures as error:
                     failures += error.causes

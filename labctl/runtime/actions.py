@@ -283,12 +283,17 @@ def process_table(store: Store, id_: str, layout: Layout) -> list[dict[str, Any]
     return proctable.of_container(state.processes(store, document, layout), state.running_pid(document))
 
 
-def record_exit(store: Store, id_: str, code: int | None) -> None:
-    """Write down that a container has ended; one that is being removed meanwhile is left alone."""
+def record_exit(store: Store, id_: str, code: int | None) -> bool:
+    """Write down that a container has ended; one that is being removed meanwhile is left alone.
+
+    False when it was known, or isn't to be known any more.
+    """
     try:
         document = store.read(id_)
         if document.get("exit_code") is None:
             document.update(status="stopped", exit_code=code, finished=time.time())
             store.write(id_, document)
+            return True
     except (NotFoundError, FileNotFoundError):
-        return
+        pass
+    return False

@@ -20,7 +20,7 @@ import time
 from labctl.linux import pidfds
 from labctl.linux import syscalls as sc
 from labctl.linux.cgroups import Layout
-from labctl.runtime import actions, jsonio, state
+from labctl.runtime import actions, ends, jsonio, state
 from labctl.runtime.errors import ContainerError
 from labctl.runtime.launch import Job, launch
 from labctl.runtime.state import Store
@@ -56,6 +56,7 @@ class Keeper:
         self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         self.wake, self._wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.ended = False
+        self.watch = ends.Watch(self.store, self.layout)
 
     def listen(self) -> None:
         """Take the socket's place; the lock says that nobody else uses it."""
@@ -81,17 +82,25 @@ class Keeper:
             fd = actions.open_process(document)
             if fd < 0:
                 if document.get("status") != "stopped" and document.get("boot_id"):
-                    actions.record_exit(self.store, id_, None)
+                    self._over(id_, None)
                 continue
             if document.get("status") == "creating":
                 if not _becomes(document, fd):
                     os.close(fd)
-                    actions.record_exit(self.store, id_, None)
+                    self._over(id_, None)
                     continue
                 document.update(status="running", started=document.get("created"))
                 self.store.write(id_, document)
             self.adopted[fd] = id_
             self.poll.register(fd, select.POLLIN)
+            self.watch.begin(id_)
+
+    def _over(self, id_: str, code: int | None) -> None:
+        """A container has ended."""
+        if actions.record_exit(self.store, id_, code):
+            self.watch.end(id_, code)
+        else:
+            self.watch.forget(id_)
 
     def run(self) -> None:
         """Serve until told to end, or until the lab's folder is gone."""
@@ -109,8 +118,10 @@ class Keeper:
                     self.poll.unregister(fd)
                     self.dying[fd] = (self.adopted.pop(fd), time.monotonic() + _STATUS_WAIT)
             self._ask_dying()
-            if not ready and not os.path.isdir(self.root):
-                break
+            if not ready:
+                if not os.path.isdir(self.root):
+                    break
+                self.watch.look()
 
     def reap(self) -> None:
         """Collect all children that have ended."""
@@ -126,14 +137,14 @@ class Keeper:
                 return
             id_ = self.children.pop(pid, None)
             if id_ is not None:
-                actions.record_exit(self.store, id_, pidfds.exit_code(status))
+                self._over(id_, pidfds.exit_code(status))
 
     def _ask_dying(self) -> None:
         for fd, (id_, until) in list(self.dying.items()):
             status = pidfds.wait_status(fd)
             if status is None and time.monotonic() < until:
                 continue
-            actions.record_exit(self.store, id_, None if status is None else pidfds.exit_code(status))
+            self._over(id_, None if status is None else pidfds.exit_code(status))
             del self.dying[fd]
             os.close(fd)
 
@@ -206,6 +217,7 @@ class Keeper:
             if not job.error:
                 self.children[job.pid] = job.id
                 os.close(job.pidfd)
+                self.watch.begin(job.id)
         self.reap()
         return errors
 

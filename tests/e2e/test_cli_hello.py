@@ -77,6 +77,7 @@ def test_up_use_down(
 
     good(labctl("down", "shop"))
     assert host_inventory() == []
+    _events(labctl)
     good(labctl("down", "shop"))
     assert document(labctl("ls", "--json"))["labs"] == []
 
@@ -155,6 +156,20 @@ def _watch(labctl: Cli) -> None:
     assert [found[0]["pid"], found[0]["uid"], found[0]["command"]] == [1, 0, "sleep 1000"]
     assert found[0]["host_pid"] > 1 and found[0]["memory_bytes"] > 0
     assert good(labctl("top", "db")).startswith("UID")
+
+
+def _events(labctl: Cli) -> None:
+    rows = [json.loads(line) for line in good(labctl("events", "shop", "--json")).splitlines()]
+    assert [row["at"] for row in rows] == sorted(row["at"] for row in rows)
+    web = [row["event"] for row in rows if row["node"] == "web"]
+    assert web[:3] == ["starting", "running", "ready"] and {"paused", "stopped", "ended"} <= set(web)
+    ended = next(row for row in rows if row["event"] == "ended")
+    assert (ended["node"], ended["exit_code"], ended["lab"]) == ("web", 137, "shop")
+    assert next(row["event"] for row in rows if not row["node"]) == "up-began"
+    assert rows[-1]["event"] == "down" and rows[-1]["schema_version"] == 1
+    assert good(labctl("events", "--since", str(rows[-1]["at"]))).rstrip().endswith("shop  down")
+    assert labctl("events", "nonesuch").returncode == 2
+    assert labctl("events", "--since", "yesteryear").returncode == 2
 
 
 def _power(labctl: Cli) -> None:

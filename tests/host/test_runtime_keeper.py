@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -82,6 +83,15 @@ def test_too_much_memory_is_an_oom_kill_inside_the_limit(rig: Rig) -> None:
     assert figures.memory_limit_bytes == 24 << 20
     assert figures.memory_peak_bytes is not None
     assert figures.memory_peak_bytes <= 24 << 20
+    rig.client.kill("one", 9)
+    assert rig.client.wait("one", 10) == 137
+    seen = rig.folder / "run/ended.jsonl"
+    while not seen.exists() or '"ended"' not in seen.read_text():  # just after the exit code
+        assert time.monotonic() < end + 20
+        time.sleep(0.01)
+    rows = [json.loads(line) for line in seen.read_text().splitlines()]
+    assert [(row["node"], row["event"]) for row in rows] == [("one", "oom"), ("one", "ended")]
+    assert rows[0]["count"] >= 1 and rows[1]["exit_code"] == 137
 
 
 def test_no_more_processes_than_allowed(rig: Rig) -> None:
