@@ -20,13 +20,15 @@ from labctl.guest.machine import (
     Completed,
     Copied,
     LogChunk,
+    Process,
     Sink,
     Source,
     Stats,
     Stream,
 )
 from labctl.guest.pipes import collect, standard_streams
-from labctl.linux import limits, pidfds, proc
+from labctl.guest.processes import processes_of
+from labctl.linux import limits, pidfds, proc, proctable, traffic
 from labctl.linux.cgroups import Cgroup, Layout
 from labctl.runtime import actions, signals
 
@@ -156,17 +158,43 @@ class EngineMachine:
 
     def stats(self) -> Stats:
         """See `Measures.stats`: the figures of its control group."""
-        found = limits.stats(Cgroup(self.box.cgroup, Layout.detect()))
+        group = self._group()
+        found = limits.stats(group)
         if not found:
             raise LabError(f"{self.node} does not run", hint=f"labctl start {self.node}")
         cpu = found.get("cpu_ns")
+        net, blocks = traffic.network(self.pid), traffic.blocks(group, group.procs())
         return Stats(
             memory_bytes=found.get("memory"),
             memory_limit_bytes=found.get("memory_limit"),
             cpu_seconds=None if cpu is None else cpu / 1e9,
             pids=found.get("pids"),
             oom_kills=found.get("oom_kills"),
+            net_received_bytes=net[0] if net else None,
+            net_sent_bytes=net[1] if net else None,
+            block_read_bytes=blocks[0] if blocks else None,
+            block_written_bytes=blocks[1] if blocks else None,
         )
+
+    def _group(self) -> Cgroup:
+        return Cgroup(self.box.cgroup, Layout.detect())
+
+    def status(self) -> str:
+        """created, running, paused or stopped; absent when there is none."""
+        found = self.engine.state(self.box)
+        return found.status if found else "absent"
+
+    def processes(self, timeout: float = 30.0) -> list[Process]:
+        """See `Lists.processes`."""
+        return [processes_of(row) for row in proctable.of_container(self._group().procs(), self.pid)]
+
+    def ended(self) -> str:
+        """ "" while its command runs, else that it doesn't: its engine keeps no exit code."""
+        return "" if self._runs() else f"its command ended; {self.engine.name} keeps no exit code"
+
+    def exit_code(self) -> int | None:
+        """None: its engine keeps no exit code."""
+        return None
 
     def stop(self, timeout: float) -> None:
         """Ask its command to end, and kill it after `timeout` seconds; its files are kept."""

@@ -150,7 +150,7 @@ def _measured(level: Sequence[_Node], above: Mapping[Key, NodeFigures]) -> dict[
             found[key] = node.blank
         else:
             place = node.record.inside or node.record.run_root
-            alone = node.record.tier != "container"
+            alone = node.record.tier != "container" or bool(node.record.engine)
             groups.setdefault((node.blank.lab, f"/{node.record.name}" if alone else place), []).append(node)
     with Pool(min(_AT_ONCE, len(groups) or 1), "stats") as pool:
         for rows in pool.map(_asked, list(groups.values())):
@@ -164,6 +164,8 @@ def _asked(group: Sequence[_Node]) -> dict[Key, NodeFigures]:
     try:
         if record.tier != "container":
             rows = {record.name: _machine(group[0])}
+        elif record.engine:
+            rows = {record.name: _of_engine(group[0])}
         elif record.inside:
             rows = _inside(group)
         else:
@@ -204,6 +206,16 @@ def _containers(group: Sequence[_Node]) -> dict[str, NodeFigures]:
         for node, name in zip(group, names, strict=True)
         for found in [stats_of(vars(stats[name])) if name in stats else None]
     }
+
+
+def _of_engine(node: _Node) -> NodeFigures:
+    from labctl.guest.engine import EngineMachine
+    from labctl.tiers import machines
+
+    found = machines.machine(node.record)
+    assert isinstance(found, EngineMachine)
+    status = found.status()
+    return _container(node, status, found.stats() if status in ("running", "paused") else None)
 
 
 def _container(node: _Node, status: str, found: Any) -> NodeFigures:

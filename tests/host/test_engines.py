@@ -106,7 +106,16 @@ def test_engines_as_a_person_uses_them(home: Home, tmp_path: Path, host_inventor
     lab.good("pause", *both)
     assert lab.states() == {"own": "ready", "runc": "paused", "crun": "paused"}
     lab.good("resume", *both)
+    for row in json.loads(lab.good("stats", "--json", *both))["nodes"]:
+        assert row["state"] == "running" and row["memory_bytes"] > 0 and row["memory_limit_bytes"] == 64 << 20
+        assert row["pids"] >= 1 and row["net_received_bytes"] > 0
+    first = json.loads(lab.good("top", "side/runc", "--json"))["processes"][0]
+    assert (first["pid"], first["uid"], first["command"]) == (1, 33, "sleep 1000")
     lab.good("stop", *both)
+    assert (
+        "no exit code" in lab.run("attach", "side/crun").stderr
+        or lab.run("attach", "side/crun").returncode == 1
+    )
     stopped = lab.status()["runc"]
     assert (stopped["state"], stopped["reason"]) == ("stopped", "ended; runc keeps no exit code")
     lab.good("start", *both)
