@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,6 +149,28 @@ class _Kitchen:
             unpack_deb(deb.path, self.tree)
             self.versions.append(f"{deb.name}={deb.version}")
 
+        for name, files in self.recipe.aside.items():
+            # One by one, and no packages that they need: they may conflict with those above.
+            for deb in packages.fetch([name], fresh=self.rebuild):
+                if deb.name == name:
+                    self._aside(deb.path, files)
+                    self.versions.append(f"{deb.name}={deb.version}")
+
+    def _aside(self, deb: Path, wanted: Mapping[str, str]) -> None:
+        """Take files out of a package whose others would stand in the way of another package's."""
+        folder = self.tree.parent / "aside"
+        folder.mkdir()
+        try:
+            unpack_deb(deb, folder)
+            for name, to in wanted.items():
+                source, place = folder / name, self._place(to)
+                if not source.is_file():
+                    raise LabError(f"the recipe {self.recipe.name}: {deb.name} has no file {name}")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, place)
+        finally:
+            shutil.rmtree(folder)
+
     def _debootstrap(self) -> None:
         if os.geteuid() != 0:
             raise HostCannot(f"building {self.ref} needs root", hint="run it with sudo")
@@ -207,8 +229,8 @@ class _Kitchen:
             place.chmod(file.mode)
         if self.recipe.overlay:
             shutil.copytree(self.recipe.overlay, self.tree, symlinks=True, dirs_exist_ok=True)
-        if self.recipe.applets:
-            self._applets(self._place(self.recipe.applets))
+        for name in self.recipe.applets:
+            self._applets(self._place(name), self._place(self.recipe.applets[0]).parent)
         _still(self.tree)
 
     def _remove(self) -> None:
@@ -224,11 +246,12 @@ class _Kitchen:
             raise LabError(f"the recipe {self.recipe.name} leads out of the image with {path}")
         return place
 
-    def _applets(self, program: Path) -> None:
+    def _applets(self, program: Path, folder: Path) -> None:
+        target = os.path.relpath(program, folder)
         for name in applets(program):
-            link = program.parent / name
+            link = folder / name
             if not link.exists() and not link.is_symlink():
-                link.symlink_to(program.name)
+                link.symlink_to(target)
 
     def _newest(self) -> int:
         """The time of the newest file that came in a package, in seconds since the epoch."""

@@ -47,7 +47,9 @@ class Recipe:
     variant: str = "apt"  # for `debootstrap`: mmdebstrap's --variant
     release: str = ""  # Debian's code name; empty = the host's
     layout: Mapping[str, str] = field(default_factory=dict)
-    applets: str = ""
+    # Single files of further packages, which may conflict with the others: package → path in it → here.
+    aside: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    applets: tuple[str, ...] = ()  # busyboxes; links to what they are stand beside the first
     exclude: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     directories: Mapping[str, int] = field(default_factory=dict)
@@ -73,15 +75,18 @@ class Recipe:
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:32]
 
     def _content(self) -> tuple[Any, ...]:
-        run = (self.run,) if self.run else ()  # else the digests of recipes without it would change
+        # Only where they are, else the digests of recipes without them would change.
+        run = (self.run,) if self.run else ()
+        aside = (sorted((name, sorted(files.items())) for name, files in self.aside.items()),)
         return (
             *run,
+            *(aside if self.aside else ()),
             self.method,
             self.packages,
             self.base,
             self.variant,
             sorted(self.layout.items()),
-            self.applets,
+            self.applets if len(self.applets) > 1 else "".join(self.applets),
             self.exclude,
             self.remove,
             sorted(self.directories.items()),
@@ -131,7 +136,7 @@ def debian(release: str) -> Recipe:
     )
 
 
-_KEYS = {
+_KEYS: Mapping[str, type | tuple[type, ...]] = {
     "description": str,
     "method": str,
     "from": str,
@@ -139,7 +144,8 @@ _KEYS = {
     "release": str,
     "packages": list,
     "layout": dict,
-    "applets": str,
+    "aside": dict,
+    "applets": (str, list),
     "exclude": list,
     "remove": list,
     "directories": dict,
@@ -190,6 +196,8 @@ def load(path: Path) -> Recipe:
         raise _wrong(path, "method", f"must be one of {', '.join(METHODS)}")
     if (method == "install") != bool(fields.get("from")):
         raise _wrong(path, "from", "belongs to the method install, and must be there for it")
+    if fields.get("aside") and method != "unpack":
+        raise _wrong(path, "aside", "belongs to the method unpack")
     if fields.get("run") and method != "install":
         raise _wrong(path, "run", "belongs to the method install: the other two run nothing in the image")
     config = _checked(path, fields.get("config", {}), _CONFIG_KEYS, "config.")
@@ -203,7 +211,16 @@ def load(path: Path) -> Recipe:
         variant=fields.get("variant", "apt"),
         release=fields.get("release", ""),
         layout={_inside(path, key): str(value) for key, value in fields.get("layout", {}).items()},
-        applets=fields.get("applets", ""),
+        aside={
+            str(package): {
+                _inside(path, file): _inside(path, to)
+                for file, to in _checked(path, files, dict.fromkeys(files, str), f"aside.{package}.").items()
+            }
+            for package, files in _checked(
+                path, fields.get("aside", {}), dict.fromkeys(fields.get("aside", {}), dict), "aside."
+            ).items()
+        },
+        applets=tuple(_inside(path, text) for text in _texts(fields.get("applets"))),
         exclude=_texts(fields.get("exclude")),
         remove=tuple(_inside(path, text) for text in _texts(fields.get("remove"))),
         directories={
@@ -226,7 +243,9 @@ def load(path: Path) -> Recipe:
     )
 
 
-def _checked(path: Path, document: Any, keys: Mapping[str, type], prefix: str) -> dict[str, Any]:
+def _checked(
+    path: Path, document: Any, keys: Mapping[str, type | tuple[type, ...]], prefix: str
+) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise _wrong(path, prefix.rstrip("."), "must be a map")
     for key, value in document.items():
@@ -237,10 +256,17 @@ def _checked(path: Path, document: Any, keys: Mapping[str, type], prefix: str) -
     return dict(document)
 
 
-_WORDS: Mapping[type, str] = {str: "text", list: "list", dict: "map"}
+_WORDS: Mapping[type | tuple[type, ...], str] = {
+    str: "text",
+    list: "list",
+    dict: "map",
+    (str, list): "text or a list",
+}
 
 
 def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
     return tuple(str(item) for item in value or ())
 
 

@@ -66,6 +66,25 @@ def test_micro_runs_and_is_small(cache: Path) -> None:
     assert store.verify(deep=True) == []
 
 
+def test_micro_has_wget_with_a_time_limit_and_a_shell_that_heeds_the_path(cache: Path) -> None:
+    """Debian 12's busybox ends with a segmentation fault at `wget -T`."""
+    store = Store(cache / "images")
+    image = store.resolve("micro")
+    script = """
+    ip link set lo up; httpd -p 80 -h /etc; nc -l -p 81 -e sleep 9 >/dev/null 2>&1 &
+    for words in '-T 5' -T5 --timeout=5 -cqT5; do wget -qO - $words http://127.0.0.1/issue || echo $?; done
+    echo http://127.0.0.1/issue | xargs wget --header 'X: -T' -qT 5 -O /tmp/got && cat /tmp/got
+    wget -T 1 -qO - http://127.0.0.1:81/; echo slow $?
+    wget -T 1s http://127.0.0.1/; echo wrong $?
+    mkdir /own; printf '#!/bin/sh\necho own\n' >/own/ls; chmod +x /own/ls; PATH=/own:$PATH; ls; timeout 9 ls
+    su nobody -s /bin/sh -c 'id -un'
+    """
+    code, said = run(store, image, "sh", "-c", script)
+    page = "labctl micro\n"
+    late = "wget: download timed out\nslow 1\nwget: invalid number '1s'\nwrong 1\n"
+    assert (code, said) == (0, page * 5 + late + "own\nown\nnobody\n"), said
+
+
 def test_idle_ends_at_once(cache: Path) -> None:
     store = Store(cache / "images")
     image = store.resolve("micro")
