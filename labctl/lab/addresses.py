@@ -196,17 +196,22 @@ def _next(pool: Iterator[str], used: set[str], seg: Segment) -> str:
 
 
 def _gateway(wish: str, segs: Sequence[Segment], interfaces: Sequence[Interface], family: int) -> str:
-    """The default gateway: the one asked for, else the host on the first segment with internet,
-    else the host on the first segment where it has an address (so that a node answers published ports)."""
+    """The default gateway: the one asked for, else the host on the first segment with internet.
+
+    Elsewhere the host forwards nothing: a default route to it would lead nowhere, stand in the way of the
+    one that a script or a routing daemon sets, and let a router that has not learnt its routes yet send
+    redirects to the host, which its neighbours then obey for minutes (RFC 1122, section 3.2.2.2).
+    """
     if wish:
         return "" if wish == "none" else wish
-    hosts = [
-        (seg.network.internet, seg.host6 if family == 6 else seg.host4)
+    hosts = (
+        seg.host6 if family == 6 else seg.host4
         for seg, interface in zip(segs, interfaces, strict=True)
-        if interface.up and any((":" in a) == (family == 6) for a in interface.addresses)
-    ]
-    hosts = [(internet, address) for internet, address in hosts if address]
-    return next((a for internet, a in hosts if internet), hosts[0][1] if hosts else "")
+        if seg.network.internet
+        and interface.up
+        and any((":" in a) == (family == 6) for a in interface.addresses)
+    )
+    return next((address for address in hosts if address), "")
 
 
 def dns_names(

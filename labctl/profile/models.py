@@ -374,10 +374,12 @@ class Node(Model):
     aliases: tuple[DnsName, ...] = Field(default=(), description="More names that resolve to it.")
     networks: tuple[Attachment, ...] = Field(default=(), description="Its interfaces, in order.")
     gateway: MaybeGateway = Field(
-        default="", description='IPv4 default gateway; empty: labctl\'s choice, "none": no default route.'
+        default="",
+        description='IPv4 default gateway; empty: the host on a network with internet; "none": no route.',
     )
     gateway6: MaybeGateway = Field(
-        default="", description='IPv6 default gateway; empty: labctl\'s choice, "none": no default route.'
+        default="",
+        description='IPv6 default gateway; empty: the host on a network with internet; "none": no route.',
     )
     routes: tuple[Route, ...] = Field(default=(), description="Static routes.")
     ipv6: Flag = Field(default=True, description="Whether the node speaks IPv6 at all.")

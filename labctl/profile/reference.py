@@ -83,6 +83,9 @@ networks: []                   # none at all
 The host has the first address of a subnet that no node has stated, so that a router may have .1. On a /30
 between two routers there is none left for it: `host_address: false` leaves it out.
 
+A node has a default route by the host where a network of its has `internet: true`, and by its `gateway` where
+it states one; else none, so that scripts and routing daemons set theirs and nothing takes another way.
+
 A network with `subnet: none` gives no addresses: the nodes give themselves theirs. `host_address:
 false` takes the host off it, so that it is nothing but an Ethernet. A machine that is on such networks
 only gets one more interface, `mgmt0`, on a network of labctl's own, by which the host reaches it; it

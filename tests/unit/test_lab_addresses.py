@@ -120,7 +120,24 @@ def test_the_host_gives_way_to_a_node_that_has_the_first_address() -> None:
     assert found.segments["n"].host_addresses == ("10.7.0.3/24", "fd00::2/64")
     assert of(found)["router"] == ("10.7.0.1", "fd00::1")
     assert of(found)["pc"][0] == "10.7.0.4"
-    assert found.places["pc"].gateway4 == "10.7.0.3"
+
+
+def test_a_default_route_only_where_it_leads_somewhere() -> None:
+    profile = load_text(
+        "networks: {n: {subnet: 10.7.0.0/24, ipv6: true}, up: {subnet: 10.8.0.0/24, internet: true}}\n"
+        "nodes:\n  a: {networks: [n]}\n  b: {networks: [n, up]}\n  c: {networks: [n], gateway: 10.7.0.3}\n"
+        "  d: {networks: [up], gateway: none}\n  e: {networks: {up: {up: false}}}\n",
+        name="lab",
+    )
+    found = plan(profile, subnets=("", "fd00:9::/64")).places
+    assert {name: place.gateway4 for name, place in found.items()} == {
+        "a": "",
+        "b": "10.8.0.1",
+        "c": "10.7.0.3",
+        "d": "",
+        "e": "",
+    }
+    assert not any(place.gateway6 for place in found.values())
 
 
 def test_another_subnet_means_other_addresses() -> None:
@@ -132,7 +149,8 @@ def test_another_subnet_means_other_addresses() -> None:
 
 def test_both_families_are_assigned_where_a_network_has_both() -> None:
     text = (
-        "networks: {lan: {subnet: 10.7.0.0/24, subnet6: 'fd00:7::/64'}}\nnodes: {a: {}, b: {ipv6: false}}\n"
+        "networks: {lan: {subnet: [10.7.0.0/24, 'fd00:7::/64'], internet: true}}\n"
+        "nodes: {a: {}, b: {ipv6: false}}\n"
     )
     found = plan(load_text(text, name="lab"))
     assert [":" in address for address in of(found)["a"]] == [False, True]
