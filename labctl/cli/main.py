@@ -121,11 +121,10 @@ def _plain(words: list[str]) -> Callable[[], object] | None:
 
 
 def _by_typer() -> object:
-    import typer
+    from labctl.cli import tree
 
-    from labctl.cli.tree import app
-
-    return typer.main.get_command(app).main(prog_name="labctl")
+    tree.run()
+    return 0
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from labctl.cli.main import ALIASES, GROUPS, VERBS
+from labctl.errors import UsageError
 
 
 class LazyCommands(MutableMapping[str, Any]):
@@ -77,6 +78,31 @@ app = typer.Typer(
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+
+
+# What typer raises for a command line that it can't read.
+_Mistake: Any = typer.BadParameter.__base__
+
+
+def run() -> None:
+    """Read the command line and run the verb.  Raises UsageError for one that is wrong, SystemExit."""
+    try:
+        code = typer.main.get_command(app).main(prog_name="labctl", standalone_mode=False)
+    except _Mistake as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is the message
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        raise _told(error) from None
+    if code:  # of typer.Exit; verbs return nothing
+        raise SystemExit(code)
+
+
+def _told(error: Any) -> UsageError:
+    """Typer's mistake as one sentence of ours, with the verb's usage as the way out."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    verb = error.ctx.command_path if error.ctx else "labctl"
+    usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ") if error.ctx else verb
+    return UsageError(f"{verb}: {said[:1].lower()}{said[1:]}", hint=f"{usage} (more: {verb} -h)")
 
 
 def _version(wanted: bool) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field
 from urllib.parse import urlsplit
 
 from labctl.profile import words
 from labctl.profile.models import Node, Profile
 from labctl.profile.plainly import Loc
+from labctl.profile.shapes import SHELL
 from labctl.profile.tree import Item, Problems
 from labctl.profile.types import Tier
 from labctl.profile.words import nearest, shown
@@ -189,9 +190,17 @@ def _words(rules: Rules, key: str, node: Node) -> None:
             rules.say((*place, name), f"{shown(value)} has characters in it that can't stand in {name}")
     if node.ready is not None and not rules.is_broken(*place, "ready"):
         _ready(rules, key, node)
+    for part in ("command", "entrypoint"):
+        if is_blank(getattr(node, part) or ()):
+            rules.say((*place, part), "is empty", f"left out, it is the image's; {part}: [] takes that away")
     for index, step in enumerate(node.provision):
         if not step.run.strip():
             rules.say((*place, "provision", index), "the step does nothing")
+
+
+def is_blank(command: Sequence[str]) -> bool:
+    """Whether it is a command line with nothing in it, or names no program."""
+    return bool(command) and not command[-1 if tuple(command[:-1]) == SHELL else 0].strip()
 
 
 def _image(rules: Rules, loc: Loc, image: str) -> None:
@@ -227,6 +236,8 @@ def _ready(rules: Rules, key: str, node: Node) -> None:
     if len(ways) != 1:
         given = f"not {' and '.join(ways)}" if ways else "none is given"
         rules.say(place, f"needs one of port, command or http; {given}")
+    if is_blank(ready.command or ()):
+        rules.say((*place, "command"), "must not be empty")
     if ready.timeout <= 0 or ready.interval <= 0:
         rules.say(place, "timeout and interval must be more than 0")
     if ready.http and not _is_url(ready.http):

@@ -6,7 +6,7 @@ import re
 
 from labctl.profile.models import Check, Node
 from labctl.profile.plainly import Loc
-from labctl.profile.rules import Rules
+from labctl.profile.rules import Rules, is_blank
 from labctl.profile.types import Hypervisor, Tier
 from labctl.profile.words import shown
 
@@ -122,6 +122,8 @@ def _check(rules: Rules, index: int, one: Check) -> None:
     for name in one.needs:
         if name not in rules.profile.nodes and not rules.is_broken("nodes", name):
             _no_node(rules, (*place, "needs"), name)
+    if is_blank(one.command):
+        rules.say((*place, "command"), "must not be empty", "the command whose outcome the check is about")
     if one.interval <= 0 or one.timeout <= 0:
         rules.say(place, "interval and timeout must be more than 0")
     expect = one.expect

@@ -239,6 +239,11 @@ def _depends_on(item: Item, shaping: Shaping) -> Item:
 def _ready(item: Item, shaping: Shaping) -> Item:
     if item.value is None or is_map(item):
         return shape_map(item, {"command": command, "http": text}, shaping)
+    vague = isinstance(item.value, str) and item.value.strip().lower() in ("yes", "no", "on", "off", "")
+    if vague or isinstance(item.value, (bool, float)):
+        given = shown(item.text) if item.text.strip() else "empty text"
+        shaping.problems.add(item, f"{given} doesn't say when it is ready", "a port, a command or a URL does")
+        return made(item, None)
     if isinstance(item.value, list):
         return item.like({"command": texts(item, shaping)})
     if isinstance(item.value, int) and not isinstance(item.value, bool):

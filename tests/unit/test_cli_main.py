@@ -111,11 +111,14 @@ def test_version(labctl: Cli) -> None:
     ("words", "text"),
     [
         (["upp"], "Did you mean 'up'?"),
-        (["up"], "Missing argument 'PROFILE'"),
-        (["status", "--nonsense"], "No such option"),
+        (
+            ["up"],
+            "labctl up: missing argument 'PROFILE'\nhint: labctl up [OPTIONS] PROFILE (more: labctl up -h)\n",
+        ),
+        (["status", "--nonsense"], "labctl status: no such option: --nonsense"),
         (["down"], "which lab?"),
         (["down", "x", "--all"], "either a lab or --all"),
-        (["exec", "web"], "Missing argument"),
+        (["exec", "web"], "labctl exec: missing argument '[--] COMMAND...'"),
         (["exec", "web", "--"], "no command was given"),
         (["graph", "x", "-f", "png"], "one of text, mermaid, svg"),
         (["status", "--progress", "loud"], "one of auto, plain, json, tty"),
