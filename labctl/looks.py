@@ -33,6 +33,23 @@ class Look:
         return self.presence is Presence.PRESENT
 
 
+class Way(StrEnum):
+    """How an object that is there comes to what is wanted of it now."""
+
+    LIVE = "live"  # changed while what needs it goes on
+    STILL = "still"  # changed while what stands on it is off
+    RESTART = "restart"  # unmade and made again, and nothing is lost by that
+    ANEW = "anew"  # unmade and made again, and what it held is lost
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a change will come to, said before anything is done; `told` is for a person."""
+
+    way: Way
+    told: str = ""
+
+
 ABSENT = Look(Presence.ABSENT)
 PRESENT = Look(Presence.PRESENT)
 

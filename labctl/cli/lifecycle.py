@@ -195,7 +195,7 @@ def plan(
     kept = [change for change in result.changes if str(change.action) == "keep"]
     shown = [change for change in result.changes if everything or change not in kept]
     if shown:
-        rows = [(change.action, change.kind, change.name, change.node, change.reason) for change in shown]
+        rows = [(change.action, change.kind, change.name, change.node, _why(change)) for change in shown]
         screen.line(screen.table(["do", "kind", "name", "node", "why"], rows))
         screen.line()
     for node in result.nodes:
@@ -214,7 +214,11 @@ def show_changes(changes: Any) -> None:
         return
     for change in changes:
         if str(change.action) != "keep":
-            screen.line(f"{change.action} {change.kind} {change.name}: {change.reason}")
+            screen.line(f"{change.action} {change.kind} {change.name}: {_why(change)}")
+
+
+def _why(change: Any) -> str:
+    return f"{change.reason}; {change.loses}" if change.loses else str(change.reason)
 
 
 def show_status(status: Any) -> None:

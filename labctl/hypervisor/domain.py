@@ -18,7 +18,7 @@ from labctl.home import Home
 from labctl.hypervisor import access, panic, private, processes
 from labctl.hypervisor.connection import Libvirt, Lost, Missing, Refused, library, reach
 from labctl.hypervisor.xml import NAMESPACE, digest_of, domain_xml, mark_of, uuid_of
-from labctl.looks import ABSENT, Look, Owner, Presence, parse_mark
+from labctl.looks import ABSENT, Look, Outlook, Owner, Presence, Way, parse_mark
 from labctl.records import dataclass
 from labctl.workers import Pool
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 START_SECONDS = 180.0  # a distribution's libvirtd on an odd host was seen to take 65 s, the first time
 DESTROY_SECONDS = 60.0
 LOOK_SECONDS = 20.0
+REST_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class Domain:
     gate: ClassVar[str] = "boot"
     cost: ClassVar[float] = 20.0
     keeps_log: ClassVar[bool] = True  # whether its console's log goes on at the next start
+    restarts: ClassVar[bool] = True  # its disks are resources of their own
+    stands_on: ClassVar[frozenset[str]] = frozenset({"vmdisk", "disk", "plugs"})
     volatile: ClassVar[tuple[str, ...]] = ("snapshot", "snapshots")  # how it is started, not what it is
 
     owner: Owner
@@ -214,6 +217,22 @@ class Domain:
     def last_words(self) -> str:
         """Why its kernel panicked; "" when it didn't, or nothing is known of it."""
         return panic.last_words(self.console_log)
+
+    def outlook(self, old: Domain, look: Look | None) -> Outlook:
+        """QEMU is started anew for whatever differs."""
+        return Outlook(Way.RESTART, "restart needed, its disks are kept")
+
+    def rest(self) -> None:
+        """Wait for it to power off, having pressed its power button, and end it after REST_SECONDS."""
+        from labctl.hypervisor import power
+
+        if power.state(self) == "paused":
+            power.resume(self)
+        power.stop(self, REST_SECONDS, self._press)
+
+    def _press(self) -> None:
+        with contextlib.suppress(LabError):  # a machine without a power button was asked otherwise
+            self.with_domain(lambda found: found.shutdown())
 
     def unmake(self) -> list[str] | None:
         """Destroy and undefine it; returns when QEMU has ended.  Absent or not ours: nothing to do.

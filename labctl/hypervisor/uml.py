@@ -27,7 +27,7 @@ from labctl.hypervisor.figures import Figures
 from labctl.hypervisor.private import end_processes, start_time
 from labctl.linux import netlink, traffic
 from labctl.linux.netlink import Netlink
-from labctl.looks import ABSENT, Look, Owner, Presence
+from labctl.looks import ABSENT, Look, Outlook, Owner, Presence, Way
 from labctl.records import dataclass
 
 # linux/if_tun.h
@@ -55,6 +55,8 @@ class UmlMachine:
     kind: ClassVar[str] = "uml"
     gate: ClassVar[str] = "boot"
     cost: ClassVar[float] = 10.0
+    restarts: ClassVar[bool] = True  # its disk is a resource of its own
+    stands_on: ClassVar[frozenset[str]] = frozenset({"vmdisk", "disk"})
 
     owner: Owner
     name: str
@@ -151,6 +153,14 @@ class UmlMachine:
         if self.pid():
             return Look(Presence.PRESENT, "paused" if (folder / _PAUSED).exists() else "running")
         return Look(Presence.STOPPED, "shut off") if (folder / "uml.json").exists() else ABSENT
+
+    def outlook(self, old: UmlMachine, look: Look | None) -> Outlook:
+        """It is started anew for whatever differs."""
+        return Outlook(Way.RESTART, "restart needed, its disk is kept")
+
+    def rest(self) -> None:
+        """Wait for it to end, which it was asked for, and end it after END_SECONDS."""
+        self.stop(END_SECONDS, lambda: None)
 
     def unmake(self) -> None:
         """End it and all its processes; its taps go with it.  Raises TimedOut."""

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from labctl.image.model import Image
     from labctl.image.store import Store
 
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = 4096
-DEFAULT_BYTES = 8 << 30  # a machine's disk when the profile asks for none; sparse, so it costs what is in it
+# How far a file system can grow: each 8 GiB more take a block of descriptors that is kept free for them, and
+# a journal of 8 MiB takes no transaction on more than 512 blocks (jbd2: a quarter of it).
+_GROWS_TO = 2 << 40
+DEFAULT_BYTES = 8 << 30  # a machine's disk when nobody asks for another; sparse, so it costs what is in it
 _SPARE = 32 << 20  # the journal, and room for a machine to start in
 _MAKE_SECONDS = 600.0
 _NAMESPACE = uuid.UUID("6f9d0c4e-3b0a-4d63-9a3e-6c1b1f6a7c11")
@@ -54,6 +57,11 @@ def disk(store: Store, image: Image, cache: Path, size: int = DEFAULT_BYTES) -> 
                 )
             make_ext4(layers, final, seed=image.digest, size=size)
     return final
+
+
+def is_of(path: Path, digest: str) -> bool:
+    """Whether a file is what `disk`, of any version, made of the image with that digest, in any size."""
+    return path.name.startswith(f"{digest.replace(':', '-')}.") and path.suffix == ".ext4" and path.exists()
 
 
 def prune_disks(cache: Path, keep: Collection[str]) -> int:
@@ -99,6 +107,8 @@ def make_ext4(layers: Sequence[Path], final: Path, *, seed: str, size: int) -> N
 def _mke2fs(identity: uuid.UUID, tree: str, target: Path, size: int) -> list[str]:
     """The command: a small journal (a machine that is cut off must come up again), no reserved blocks."""
     extended = f"hash_seed={identity},lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0,nodiscard"
+    if size < _GROWS_TO:
+        extended += f",resize={_GROWS_TO // _BLOCK}"
     # The label says for which size the file system was made; the guest grows it when the disk is larger.
     return [
         *("env", "E2FSPROGS_FAKE_TIME=1700000000", "mke2fs", "-q", "-F", "-t", "ext4", "-m", "0"),
@@ -131,6 +141,18 @@ def estimate(layers: Sequence[Path]) -> int:
     # A block per folder at most, and mke2fs makes one inode of 256 bytes for 16 KiB.
     size = content + entries * (_BLOCK + 512) + content // 16 + _SPARE
     return -(-size // (1 << 20)) << 20
+
+
+def grow(path: Path, size: int) -> None:
+    """Make a qcow2 file `size` bytes large; one that is as large already is left alone.
+
+    The machine must be off.  Raises LabError, HostCannot without qemu-img.
+    """
+    from labctl.image.extradisk import header
+
+    if header(path).size < size:
+        argv = ["qemu-img", "resize", "-q", "-f", "qcow2", str(path), str(size)]
+        run(argv, timeout=60, what=f"grow the disk {path}", package="qemu-utils")
 
 
 def node_disk(path: Path, backing: Path, size: int = 0) -> None:

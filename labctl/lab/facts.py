@@ -246,8 +246,13 @@ def images(
     return found, list(dict.fromkeys(missing))
 
 
-def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> dict[str, str]:
+def disks(
+    profile: Profile, chosen: Mapping[str, Choice], options: Options, standing: Mapping[str, str]
+) -> dict[str, str]:
     """The cached disk of each VM's image, in the size that the node asks for; made where missing.
+
+    `standing` are those below disks that are there: while the image is the same they stay, whatever size the
+    node asks for now.
 
     A container inside a VM has one too: the VM mounts it, instead of having the image sent to it.  That of a
     further disk's image goes by `disk_key`.
@@ -259,7 +264,7 @@ def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> d
     ]
     if not wanted:
         return {}
-    from labctl.image.disk import DEFAULT_BYTES, disk
+    from labctl.image.disk import DEFAULT_BYTES, disk, is_of
     from labctl.image.store import Store
 
     store = Store(options.home.cache / "images")
@@ -267,7 +272,9 @@ def disks(profile: Profile, chosen: Mapping[str, Choice], options: Options) -> d
     for node in wanted:
         ref, arch = node.image, arch_of(node, profile)
         size = node.disk or DEFAULT_BYTES
-        found[node.name] = str(disk(store, store.resolve(ref, arch), options.home.cache, size))
+        image, before = store.resolve(ref, arch), standing.get(node.name, "")
+        kept = before and is_of(Path(before), image.digest)
+        found[node.name] = before if kept else str(disk(store, image, options.home.cache, size))
         for more in node.disks:
             if more.image:
                 whole = store.resolve(more.image, arch)

@@ -38,6 +38,7 @@ class _Lab:
     row: LabRow | None
     records: Mapping[str, NodeRecord]
     claims: tuple[Claim, ...]
+    backings: Mapping[str, str]  # node → what its disk is a layer over
 
     @property
     def addresses(self) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -65,7 +66,9 @@ def _known(ledger: Ledger, profile: Profile, options: Options) -> _Lab:
     owner = replace(owner, lab=lab_id(owner.instance, profile.name))
     row = ledger.lab(owner.lab)
     records = {n: NodeRecord.from_json(text) for n, text in ledger.nodes(owner.lab).items()} if row else {}
-    return _Lab(owner, row, records, tuple(ledger.claims()))
+    rows = ledger.resources(owner.lab) if row else []
+    backings = {r.name: str(json.loads(r.spec).get("backing", "")) for r in rows if r.kind == "vmdisk"}
+    return _Lab(owner, row, records, tuple(ledger.claims()), backings)
 
 
 # Isolations with which root in a node is the host's root, and what of the host it has.
@@ -124,7 +127,7 @@ def _plan(
     # What a lab that is up stands on is in the cache; a plan for a new one fetches nothing.
     ready = build or (lab.row is not None and not missing)
     kernels = facts.kernels(profile, chosen, options, emit) if ready else {}
-    disks = facts.disks(profile, chosen, options) if ready else {}
+    disks = facts.disks(profile, chosen, options, lab.backings) if ready else {}
     uri, home = _libvirt(profile, chosen, lab, options)
     host = planner.HostFacts(
         home=options.home,

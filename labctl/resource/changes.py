@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
-from labctl.looks import Look, Presence
+from labctl.errors import LabError
+from labctl.looks import Look, Outlook, Presence, Way
 from labctl.records import dataclass
-from labctl.resource.codec import diff_fields, encode
+from labctl.resource.codec import decode, diff_fields, encode
 from labctl.resource.graph import Graph
 from labctl.resource.ledger import Row
-from labctl.resource.protocol import Resource, follows, key_of
+from labctl.resource.protocol import Resource, follows, key_of, loses, restarts, stands_on
+from labctl.resource.registry import class_of
 
 
 class Action(StrEnum):
@@ -20,13 +22,18 @@ class Action(StrEnum):
     KEEP = "keep"
     MAKE = "make"
     CHANGE = "change"  # try in place first, replace if the resource says it can't
+    RESTART = "restart"  # unmake it and make it again, while what needs it stays
     REPLACE = "replace"
     REMOVE = "remove"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One line of a plan: the action and why."""
+    """One line of a plan: the action and why.
+
+    `loses` is what goes with the object for good, for a person; `way` how it is changed (labctl.looks.Way),
+    "" where only the attempt tells.
+    """
 
     key: str
     kind: str
@@ -34,28 +41,41 @@ class Change:
     node: str
     action: Action
     reason: str
+    loses: str = ""
+    way: str = ""
 
 
 def changes(graph: Graph, rows: Sequence[Row], looks: Mapping[str, Look]) -> list[Change]:
     """What `apply` would do: makes, changes and keeps in making order, removals last.
 
-    `looks` holds a look for every row that is in the graph; a row without one counts as there.
+    `looks` holds a look for every row that is in the graph; a row without one counts as there.  Raises
+    UsageError for a change that a resource refuses.
     """
     known = {row.key: row for row in rows}
     found: list[Change] = []
-    redo: dict[str, Action] = {}
+    redo: dict[str, Change] = {}
     for resource in graph:
         key = key_of(resource)
-        action, reason = _judge(resource, known.get(key), looks.get(key), redo)
+        action, reason, way = _judge(resource, known.get(key), looks.get(key), redo)
+        gone = loses(type(resource)) if action is Action.REPLACE else ""
+        change = Change(key, resource.kind, resource.name, resource.node, action, reason, gone, way)
         if action is not Action.KEEP:
-            redo[key] = action
-        found.append(Change(key, resource.kind, resource.name, resource.node, action, reason))
+            redo[key] = change
+        found.append(change)
     for row in reversed(rows):
         if row.key not in graph:
+            why = "no longer in the profile"
             found.append(
-                Change(row.key, row.kind, row.name, row.node, Action.REMOVE, "no longer in the profile")
+                Change(row.key, row.kind, row.name, row.node, Action.REMOVE, why, _loses_of(row.kind))
             )
     return found
+
+
+def _loses_of(kind: str) -> str:
+    try:
+        return loses(class_of(kind))
+    except LabError:
+        return ""  # of a newer labctl: to remove it will fail in its turn
 
 
 def differs(resource: Resource, old: str, new: str) -> bool:
@@ -72,29 +92,69 @@ def differs(resource: Resource, old: str, new: str) -> bool:
 
 
 def _judge(
-    resource: Resource, row: Row | None, look: Look | None, redo: Mapping[str, Action]
-) -> tuple[Action, str]:
+    resource: Resource, row: Row | None, look: Look | None, redo: Mapping[str, Change]
+) -> tuple[Action, str, str]:
+    """The action, why, and the way of a change."""
     if row is None:
-        return Action.MAKE, "new"
-    replaced = [need for need in resource.needs if redo.get(need) is Action.REPLACE]
-    spec = encode(resource)
+        return Action.MAKE, "new", ""
+    below = [redo[need] for need in resource.needs if need in redo]
+    replaced = [change.key for change in below if change.action is Action.REPLACE]
+    afresh = Action.RESTART if restarts(resource) and not replaced else Action.REPLACE
     if row.state == "leaving":
-        return Action.REPLACE, "its removal was not finished"
+        return afresh, "its removal was not finished", ""
     if replaced:
-        return Action.REPLACE, f"{replaced[0]} is replaced"
-    if spec != row.spec and differs(resource, row.spec, spec):
-        in_place = row.state == "made" and hasattr(resource, "change")
-        return Action.CHANGE if in_place else Action.REPLACE, "; ".join(diff_fields(row.spec, spec))
+        return Action.REPLACE, f"{replaced[0]} is replaced", ""
+    spec = encode(resource)
+    why = diff_fields(row.spec, spec) if spec != row.spec and differs(resource, row.spec, spec) else []
+    moved = [change for change in below if _moves(change) and change.kind in stands_on(resource)]
+    if moved and row.state == "made":
+        verb = "is changed" if moved[0].action is Action.CHANGE else "is started again"
+        return afresh, "; ".join([*why, f"{moved[0].key} {verb}"]), ""
+    # A change in place starts nothing anew; where it turns into a replacement, this is replaced with it.
+    starts = (Action.MAKE, Action.REPLACE, Action.RESTART)
+    again = [f"{c.key} is made again" for c in below if c.action in starts and follows(resource)]
+    if again and row.state == "made":
+        return Action.MAKE, "; ".join([*why, again[0]]), ""
+    if why:
+        return _changed(resource, row, look, why)
+    return *_as_it_is(row, look, afresh), ""
+
+
+def _moves(change: Change) -> bool:
+    return change.action is Action.RESTART or (change.action is Action.CHANGE and change.way == Way.STILL)
+
+
+def _changed(resource: Resource, row: Row, look: Look | None, why: Sequence[str]) -> tuple[Action, str, str]:
+    """What to do about a resource of which something else is wanted now."""
+    reason = "; ".join(why)
+    if row.state != "made":
+        return Action.REPLACE, reason, ""
+    ask = getattr(resource, "outlook", None)
+    if ask is None:
+        return Action.CHANGE if hasattr(resource, "change") else Action.REPLACE, reason, ""
+    try:
+        old = decode(type(resource), row.spec)
+    except LabError:
+        return Action.REPLACE, reason, ""
+    if old == resource:
+        return *_as_it_is(row, look, Action.REPLACE), ""  # it is the older words of another version
+    outlook: Outlook = ask(old, look)
+    if outlook.told:
+        reason = f"{reason}; {outlook.told}"
+    if outlook.way in (Way.LIVE, Way.STILL):
+        broken = look is not None and look.presence in (Presence.BROKEN, Presence.FOREIGN)
+        return Action.REPLACE if broken else Action.CHANGE, reason, str(outlook.way)
+    return Action.RESTART if outlook.way is Way.RESTART else Action.REPLACE, reason, str(outlook.way)
+
+
+def _as_it_is(row: Row, look: Look | None, afresh: Action) -> tuple[Action, str]:
+    """What to do about a resource of which nothing else is wanted, by what the host says of it."""
     if look is not None and look.presence is Presence.ABSENT:
         return Action.MAKE, look.detail or ("missing" if row.state == "made" else "was not finished")
     if look is not None and look.presence is Presence.STOPPED:
         return Action.MAKE, look.detail or "stopped"
     if look is not None and look.presence in (Presence.BROKEN, Presence.FOREIGN):
-        return Action.REPLACE, look.detail or look.presence.value
+        return afresh, look.detail or look.presence.value
     if row.state != "made":
         return Action.MAKE, "was not finished"
-    # A change in place starts nothing anew; where it turns into a replacement, this is replaced with it.
-    again = [need for need in resource.needs if redo.get(need) in (Action.MAKE, Action.REPLACE)]
-    if again and follows(resource):
-        return Action.MAKE, f"{again[0]} is made again"
     return Action.KEEP, ""

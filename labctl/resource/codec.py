@@ -68,6 +68,13 @@ def _diff(path: str, before: object, after: object, found: list[str]) -> None:
         for index, (one, other) in enumerate(zip(before, after, strict=True)):
             _diff(f"{path}[{index}]", one, other, found)
         return
+    if isinstance(before, list) and isinstance(after, list):
+        gone = [item for item in before if item not in after]
+        new = [item for item in after if item not in before]
+        if gone or new:
+            found.extend([f"{path}: without {_short(item)}" for item in gone])
+            found.extend([f"{path}: with {_short(item)}" for item in new])
+            return
     inside = _document(before), _document(after)
     if inside[0] is not None and inside[1] is not None:
         _diff(path, *inside, found)

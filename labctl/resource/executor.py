@@ -14,14 +14,14 @@ from typing import Any, cast
 
 from labctl.errors import Failures, LabError, NoRoom
 from labctl.events import Emit, Note, StepDone, StepFailed, StepStarted
-from labctl.looks import Look
+from labctl.looks import Look, Way
 from labctl.records import dataclass
 from labctl.resource import faults, flow
 from labctl.resource.changes import Action, Change, changes
 from labctl.resource.codec import decode, encode
 from labctl.resource.graph import Graph, order
 from labctl.resource.ledger import Claim, LabRow, Ledger, Row
-from labctl.resource.protocol import Resource, beside, key_of
+from labctl.resource.protocol import Resource, Resting, beside, key_of, loses
 from labctl.resource.registry import class_of
 
 
@@ -81,7 +81,7 @@ def apply(
         fresh = [
             _row(lab.id, graph[change.key], ledger.boot)
             for change in doing
-            if change.action is Action.MAKE and (change.key not in rows or rows[change.key].state != "made")
+            if change.action is Action.MAKE and _to_intend(graph[change.key], rows.get(change.key))
         ]
         ledger.intend(lab, fresh, nodes=nodes, claims=claims)
     faults.point("intent:after")
@@ -89,12 +89,14 @@ def apply(
     late = _late(doing, graph)
     replaced = step.change_in_place([c for c in doing if c.key not in late], rows, graph)
     late -= replaced
-    leaving = [rows[c.key] for c in doing if c.action is Action.REMOVE or c.key in replaced]
+    afresh = replaced | {c.key for c in doing if c.action is Action.RESTART}
+    leaving = [rows[c.key] for c in doing if c.action is Action.REMOVE or c.key in afresh]
+    step.rest(afresh, rows)
     failures = step.unmake(leaving)
     if not failures:
-        if replaced:
-            ledger.intend(lab, [_row(lab.id, graph[key], ledger.boot) for key in replaced])
-        made = {c.key for c in doing if c.action is Action.MAKE} | replaced | late
+        if afresh:
+            ledger.intend(lab, [_row(lab.id, graph[key], ledger.boot) for key in afresh])
+        made = {c.key for c in doing if c.action is Action.MAKE} | afresh | late
         before = {key_of(item): graph.before(key_of(item)) for item in graph}
         old = {key: rows[key] for key in late}
         failures = step.make([item for item in graph if key_of(item) in made], _reach(before, made), old)
@@ -141,21 +143,32 @@ def _told(todo: Sequence[Change], replaced: set[str], graph: Graph) -> list[Chan
             reason = change.reason
             if not reason:
                 reason = next(f"{need} is replaced" for need in graph[change.key].needs if need in replaced)
-            change = replace(change, action=Action.REPLACE, reason=reason)
+            gone = loses(type(graph[change.key]))
+            change = replace(change, action=Action.REPLACE, reason=reason, loses=gone)
         told.append(change)
     return told
 
 
 def _late(doing: Sequence[Change], graph: Graph) -> set[str]:
     """The changes in place that must wait for something they need and that is still to be made, such as
-    a name server told of a new bridge.  What others need is replaced with them, and never late."""
-    made = {change.key for change in doing if change.action is Action.MAKE}
+    a name server told of a new bridge, and those that what stands on them must be off for.  What others need
+    is late only where it is sure that it won't be replaced, since they would have to be replaced with it."""
+    starts = (Action.MAKE, Action.RESTART, Action.REPLACE)
+    awaited = {change.key for change in doing if change.action in starts}
     needed = {need for item in graph for need in item.needs}
-    return {
-        change.key
-        for change in doing
-        if change.action is Action.CHANGE and change.key not in needed and made & set(graph[change.key].needs)
-    }
+    late: set[str] = set()
+    for change in doing:
+        if change.action is not Action.CHANGE:
+            continue
+        sure = change.way in (Way.LIVE, Way.STILL) or change.key not in needed
+        if change.way == Way.STILL or (sure and (awaited | late) & set(graph[change.key].needs)):
+            late.add(change.key)
+    return late
+
+
+def _to_intend(item: Resource, row: Row | None) -> bool:
+    """Whether what is made is not what the ledger has as made."""
+    return row is None or row.state != "made" or row.spec != encode(item)
 
 
 def _reach(before: Mapping[str, Iterable[str]], chosen: set[str]) -> dict[str, set[str]]:
@@ -247,6 +260,36 @@ class _Steps:
             return _makes_many(item) and key_of(item) not in late
 
         return flow.run(items, before, work, batches=batches).failures
+
+    def rest(self, keys: set[str], rows: Mapping[str, Row]) -> None:
+        """Let what is to be made again, and all that needs it, come to rest: what needs others first.
+
+        One that does not is told, and ended all the same.
+        """
+        going, more = set(keys), set(keys)
+        while more:
+            more = {row.key for row in rows.values() if more & set(row.needs)} - going
+            going |= more
+        there = [row for row in rows.values() if row.key in going and row.state == "made"]
+        items = [item for item in map(load, there) if isinstance(item, Resting)]
+        users: dict[str, list[str]] = {row.key: [] for row in there}
+        for row in there:
+            for need in row.needs:
+                if need in users:
+                    users[need].append(row.key)
+
+        def work(group: Sequence[Resource]) -> Mapping[str, LabError]:
+            faults.point(f"rest:before:{key_of(group[0])}")
+            try:
+                cast(Resting, group[0]).rest()
+            except LabError as error:
+                self.emit(Note(self.lab, f"{group[0].name} did not end in good order: {error}", "warning"))
+            faults.point(f"rest:after:{key_of(group[0])}")
+            return {}
+
+        if items:
+            before = _reach(users, {key_of(item) for item in items})
+            flow.run(reversed(items), before, work, batches=lambda item: False)
 
     def unmake(self, rows: Sequence[Row], *, to_end: bool = False) -> dict[str, LabError]:
         """Unmake rows in reverse order; keeps going after a failure.

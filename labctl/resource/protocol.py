@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from labctl.errors import LabError
-from labctl.looks import Look, Owner, Signs
+from labctl.looks import Look, Outlook, Owner, Signs
 
 
 @runtime_checkable
@@ -73,6 +73,31 @@ class Batched(Protocol):
 
 
 @runtime_checkable
+class Changeable(Protocol):
+    """A resource that can be changed while it is there, and says beforehand what that comes to.
+
+    One that has `change` without `outlook` is tried, and replaced where `change` gives False.
+    """
+
+    def outlook(self, old: Self, look: Look | None) -> Outlook:
+        """What becomes of `old`, which is there and looks so.  Pure.
+
+        Raises UsageError for a change that must not be made.
+        """
+
+    def change(self, old: Self) -> bool:
+        """Make `old` this, where the outlook is live or still."""
+
+
+@runtime_checkable
+class Resting(Protocol):
+    """A resource that can be put to rest before it, or what it needs, is unmade to be made again."""
+
+    def rest(self) -> None:
+        """End it in good order, so that it can go on later; bounded in time."""
+
+
+@runtime_checkable
 class Signed(Protocol):
     """A resource that tells what its look goes by.  One that can't be told by signs has none of this."""
 
@@ -94,6 +119,22 @@ def beside(resource: Resource) -> frozenset[str]:
     """Kinds that need it and yet needn't be gone before it: it is unmade while they still are."""
     found: frozenset[str] = getattr(type(resource), "beside", frozenset())
     return found
+
+
+def stands_on(resource: Resource) -> frozenset[str]:
+    """Kinds that it can't run on while they are changed: it is restarted with them."""
+    found: frozenset[str] = getattr(type(resource), "stands_on", frozenset())
+    return found
+
+
+def restarts(resource: Resource) -> bool:
+    """Whether to unmake it and make it again loses nothing, so that what needs it can stay."""
+    return bool(getattr(type(resource), "restarts", False))
+
+
+def loses(kind: type[Resource]) -> str:
+    """What goes with an object of that class when it is replaced, for a person; "" for nothing."""
+    return str(getattr(kind, "loses", ""))
 
 
 def follows(resource: Resource) -> bool:

@@ -157,7 +157,7 @@ def life(
             owner=owner,
             name=node.name,
             node=node.name,
-            needs=(last,),
+            needs=tuple(dict.fromkeys((f"reach:{node.name}", last))),
             record=record,
             port=(wish.port or 0) if wish else 0,
             command=(wish.command or ()) if wish else (),

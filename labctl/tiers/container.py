@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from labctl.errors import LabError
 from labctl.home import write_hint
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
+from labctl.looks import ABSENT, PRESENT, Look, Outlook, Owner, Presence, Signs, Way
 from labctl.network.model import NodeRoute
 from labctl.network.nodenet import NodeNet
 from labctl.records import dataclass
@@ -228,6 +228,7 @@ class ContainerNode:
     """A container of the lab, with its folder (bundle, writable layer, logs)."""
 
     kind: ClassVar[str] = "container"
+    loses: ClassVar[str] = "its writable layer is made anew, volumes are kept"
 
     owner: Owner
     name: str
@@ -302,17 +303,23 @@ class ContainerNode:
             told[item.name] = found and Signs(processes=(found[0],), files=found[1], values=found[2])
         return told
 
-    def change(self, old: ContainerNode) -> bool:
+    def outlook(self, old: ContainerNode, look: Look | None) -> Outlook:
         """Limits change while it runs; anything else means another container."""
+        same = replace(self, config="", stop_timeout=0.0) == replace(old, config="", stop_timeout=0.0)
+        if same and changed_limits(self.config, old.config) is not None:
+            return Outlook(Way.LIVE)
+        return Outlook(Way.ANEW)
+
+    def change(self, old: ContainerNode) -> bool:
+        """Set its limits; one that has ended is started again with them."""
         limits = changed_limits(self.config, old.config)
-        if limits is None or replace(self, config="", stop_timeout=0.0) != replace(
-            old, config="", stop_timeout=0.0
-        ):
+        if limits is None:
             return False
         client = KeeperClient(Path(self.run_root))
         state = client.states().get(self.name)
         if state is None or state.status == "stopped":
-            return False
+            self.make()
+            return True
         try:
             client.update(self.name, limits)
             Path(self.folder, "config.json").write_text(self.config)

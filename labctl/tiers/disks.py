@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,6 +29,7 @@ class NodeDisk:
     """
 
     kind: ClassVar[str] = "disk"
+    loses: ClassVar[str] = "what is on it is lost"
 
     owner: Owner
     name: str  # NODE.DISK
@@ -49,9 +51,10 @@ class NodeDisk:
         from labctl.image.extradisk import blank, layer
 
         path = Path(self.path)
-        if path.exists():
-            return
         try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+            if path.exists():
+                return
             if self.backing:
                 layer(path, Path(self.backing), self.backing_format)
             else:
@@ -70,8 +73,11 @@ class NodeDisk:
         return PRESENT
 
     def unmake(self) -> None:
-        """Remove the file."""
-        Path(self.path).unlink(missing_ok=True)
+        """Remove the file, and the node's folder when it was the last one in it."""
+        path = Path(self.path)
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def disk_key(node: str, disk: str) -> str:
@@ -92,7 +98,8 @@ def made_of(facts: NodeFacts) -> list[NodeDisk]:
                 owner=facts.lab.owner,
                 name=f"{facts.node.name}.{disk.name}",
                 node=facts.node.name,
-                needs=(f"vmdisk:{facts.node.name}",),
+                needs=("folder:lab",),
+                after=(f"vmdisk:{facts.node.name}",),
                 path=str(_path(folder, disk)),
                 format=str(disk.format),
                 size=0 if backing else disk.size or 0,

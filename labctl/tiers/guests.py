@@ -157,6 +157,7 @@ class Guest(Domain):
     """A domain in a host machine.  When that machine is off or gone, so is the domain."""
 
     kind: ClassVar[str] = "guest"
+    follows: ClassVar[bool] = True  # it goes off with its host machine
     keeps_log: ClassVar[bool] = False  # so that an earlier start's words are not taken for this one's
     gate: ClassVar[str] = "guest"  # one after another: Xen's tools are slow when they run side by side
 

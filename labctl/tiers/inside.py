@@ -17,7 +17,7 @@ from labctl.guest.inside_driver import BASE
 from labctl.guest.inside_link import Link, disk_serial, layer_place
 from labctl.guest.ssh import Endpoint, SshMachine, banner_up
 from labctl.home import Home
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.looks import ABSENT, PRESENT, Look, Outlook, Owner, Presence, Way
 from labctl.records import dataclass
 from labctl.resource.protocol import Resource
 from labctl.tiers.common import life, record_of, waits_for
@@ -90,6 +90,8 @@ class InsideContainer:
     """A container in a VM, with its network, its folder and its image's layers there."""
 
     kind: ClassVar[str] = "inside"
+    follows: ClassVar[bool] = True  # it goes off with its machine, whose disk has its files
+    loses: ClassVar[str] = "its writable layer is made anew"
 
     owner: Owner
     name: str
@@ -157,11 +159,20 @@ class InsideContainer:
             looks[name] = Look(Presence.ABSENT, str(error))
         return looks
 
+    def outlook(self, old: InsideContainer, look: Look | None) -> Outlook:
+        """Limits change while it runs; anything else means another container."""
+        same = replace(self, config="") == replace(old, config="")
+        live = same and changed_limits(self.config, old.config) is not None
+        return Outlook(Way.LIVE if live else Way.ANEW)
+
     def change(self, old: InsideContainer) -> bool:
-        """Limits change while it runs; anything else means another container.  Raises LabError."""
+        """Set its limits; one that has ended is started again with them.  Raises LabError."""
         limits = changed_limits(self.config, old.config)
-        if limits is None or replace(self, config="") != replace(old, config="") or not self.look().there:
+        if limits is None:
             return False
+        if not self.look().there:
+            self.make()
+            return True
         one = {"name": self.name, "folder": self.folder, "config": self.config, "limits": limits}
         link = _link(self)
         link.prepare({})  # the runtime there may be an older labctl's

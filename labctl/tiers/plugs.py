@@ -16,7 +16,7 @@ from labctl.hypervisor import access
 from labctl.hypervisor.connection import Missing
 from labctl.hypervisor.domain import Domain, DomainDisk
 from labctl.hypervisor.xml import target_names
-from labctl.looks import ABSENT, PRESENT, Look, Owner
+from labctl.looks import ABSENT, PRESENT, Look, Outlook, Owner, Way
 from labctl.records import dataclass
 
 _TARGETS = range(255)  # of libvirt's virtio-scsi controller
@@ -28,6 +28,9 @@ class DiskPlugs:
     """The disks of one guest in its host machine.  Each is known there by its `serial`."""
 
     kind: ClassVar[str] = "plugs"
+    follows: ClassVar[bool] = True  # a host machine that was started anew has none
+    restarts: ClassVar[bool] = True
+    stands_on: ClassVar[frozenset[str]] = frozenset({"vmdisk", "disk"})
 
     owner: Owner
     name: str
@@ -63,6 +66,10 @@ class DiskPlugs:
         except (Missing, Foreign):
             return ABSENT
         return PRESENT if {disk.serial for disk in self.disks} <= set(there) else ABSENT
+
+    def outlook(self, old: DiskPlugs, look: Look | None) -> Outlook:
+        """They are unplugged and plugged in again; the files stay."""
+        return Outlook(Way.RESTART)
 
     def unmake(self) -> None:
         """Unplug them; a host machine that is off or gone has none."""

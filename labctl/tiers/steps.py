@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from labctl.errors import LabError
-from labctl.looks import PRESENT, Look, Owner, Signs
+from labctl.looks import PRESENT, Look, Outlook, Owner, Signs, Way
 from labctl.records import dataclass
 from labctl.tiers.record import NodeRecord
 
 if TYPE_CHECKING:
     from labctl.guest.machine import Executes
     from labctl.guest.ssh import SshMachine
+
+BANNER_SECONDS = 3.0  # for a machine that is to be ended to say that it is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,21 @@ class Reach:
         if self.startup and self.startup != old.startup:
             run_startup(self.name, machine(self.record), self.startup)
         return True
+
+    def outlook(self, old: Reach, look: Look | None) -> Outlook:
+        """Nothing of it is replaced."""
+        return Outlook(Way.LIVE)
+
+    def rest(self) -> None:
+        """Ask a machine that answers to power off.  Raises LabError."""
+        from labctl.guest.ssh import banner_up
+        from labctl.tiers.machines import ssh_machine
+
+        place = self.record.ssh
+        if self.record.tier == "container" or place is None or not place.address:
+            return
+        if banner_up(place.address, place.port, timeout=BANNER_SECONDS):
+            ssh_machine(self.record).power_off()
 
     def unmake(self) -> None:
         """Nothing is left of it."""
@@ -179,6 +196,10 @@ class Provision:
         self._run(tuple(step for step in self.steps if step not in done))
         return True
 
+    def outlook(self, old: Provision, look: Look | None) -> Outlook:
+        """Nothing of it is replaced."""
+        return Outlook(Way.LIVE)
+
     def unmake(self) -> None:
         """What it did goes with the node's files."""
 
@@ -260,6 +281,10 @@ class ReadyWait:
         """Another condition is waited for; one that only changed its words costs one probe."""
         self.make()
         return True
+
+    def outlook(self, old: ReadyWait, look: Look | None) -> Outlook:
+        """Nothing of it is replaced."""
+        return Outlook(Way.LIVE)
 
     def unmake(self) -> None:
         """Nothing is left of it."""

@@ -8,6 +8,7 @@ from labctl.guest.inside_link import disk_serial
 from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic, DomainShare
 from labctl.hypervisor.snapshot import CHANNEL, WORD
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Memory, Nic, Route, Share
+from labctl.image.disk import DEFAULT_BYTES
 from labctl.profile.models import Vm
 from labctl.profile.types import Devices, Hypervisor
 from labctl.resource.protocol import Resource
@@ -104,6 +105,7 @@ def disk_of(facts: NodeFacts) -> VmDisk:
         host_key_file=str(lab.folder / "ssh" / node.name),
         seed=seed_of(node, lab.profile),
         layers=facts.image.layers,
+        size=node.disk or DEFAULT_BYTES,
     )
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from labctl.errors import LabError
+from labctl.errors import LabError, UsageError
 from labctl.home import write_hint
 from labctl.image.bootconfig import BootConfig
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
+from labctl.looks import ABSENT, PRESENT, Look, Outlook, Owner, Presence, Way
 from labctl.records import dataclass
 from labctl.tiers.folders import remove_tree, write_key_pair
 from labctl.tiers.seed import Seed, write_tar
@@ -23,6 +23,7 @@ class VmDisk:
     """
 
     kind: ClassVar[str] = "vmdisk"
+    loses: ClassVar[str] = "what the machine wrote to its disk is lost"
 
     owner: Owner
     name: str
@@ -37,6 +38,7 @@ class VmDisk:
     seed: Seed
     form: str = "qcow2"
     layers: tuple[str, ...] = ()  # the image's, where owners of files are looked up
+    size: int = 0  # bytes, as the machine sees its disk; 0: as large as `backing`
 
     @property
     def disk(self) -> Path:
@@ -51,7 +53,7 @@ class VmDisk:
     def make(self) -> None:
         """Write what is missing; a disk that is there keeps what its VM wrote.  Raises LabError."""
         from labctl.image.bootconfig import config_disk
-        from labctl.image.disk import node_disk
+        from labctl.image.disk import grow, node_disk
 
         folder = Path(self.folder)
         try:
@@ -71,8 +73,50 @@ class VmDisk:
             raise LabError(
                 f"cannot write {folder}: {error.strerror}", hint=write_hint(folder, error)
             ) from error
-        if self.form == "qcow2" and not self.disk.exists():
-            node_disk(self.disk, Path(self.backing))
+        if self.form != "qcow2":
+            return
+        if not self.disk.exists():
+            node_disk(self.disk, Path(self.backing), self.size)
+        elif self.size:
+            grow(self.disk, self.size)
+
+    def outlook(self, old: VmDisk, look: Look | None) -> Outlook:
+        """The disk is kept, and grown where more is asked for, unless the image below it is another.
+
+        Raises UsageError for less than it has: what is there can't be cut off.
+        """
+        if (old.backing, old.folder, old.form) != (self.backing, self.folder, self.form):
+            return Outlook(Way.ANEW, "its disk is made anew")
+        before, now = old.bytes(), self.bytes()
+        if now < before:
+            raise UsageError(
+                f"{self.name}: its disk has {before >> 20} MiB and can't be made smaller",
+                hint=f"leave nodes.{self.name}.disk at {before >> 20}MiB, or take the node down first, which "
+                "loses what it wrote",
+            )
+        if now > before and self.form != "qcow2":
+            raise UsageError(
+                f"{self.name}: a User Mode Linux's disk can't grow",
+                hint="take the node down first, which loses what it wrote",
+            )
+        if replace(self, size=0) == replace(old, size=0) and now == before:
+            return Outlook(Way.LIVE)
+        grown = f"grown from {before >> 20} to {now >> 20} MiB, " if now > before else ""
+        return Outlook(Way.STILL, f"its disk is {grown}kept")
+
+    def bytes(self) -> int:
+        """How large the machine sees its disk, in bytes; 0 when its backing file is not there."""
+        if self.size:
+            return self.size
+        try:
+            return Path(self.backing).stat().st_size
+        except OSError:
+            return 0
+
+    def change(self, old: VmDisk) -> bool:
+        """Write what the machine is told, and grow its disk.  Raises LabError."""
+        self.make()
+        return True
 
     def look(self) -> Look:
         """Whether its files are there, and the image's disk below them."""
@@ -84,5 +128,16 @@ class VmDisk:
         return PRESENT if whole else ABSENT
 
     def unmake(self) -> None:
-        """Remove the node's folder."""
-        remove_tree(Path(self.folder))
+        """Remove the node's folder but for its further disks, which others account for."""
+        folder = Path(self.folder)
+        further = list(folder.glob("disk-*")) if folder.is_dir() else []
+        if not further:
+            remove_tree(folder)
+            return
+        for path in folder.iterdir():
+            if path in further:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                remove_tree(path)
+            else:
+                path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from labctl.home import Home
-from tests.e2e.labs import CONTAINERS, Lab, until
+from tests.e2e.labs import CONTAINERS, Lab, touched, until
 
 pytestmark = [
     pytest.mark.needs("libvirt", "tcg", "kernel", *CONTAINERS),
@@ -45,6 +46,19 @@ defaults: {image: micro}
 nodes:
   far: {tier: emulation, arch: aarch64, ready: 80, command: [httpd, -f, -p, "80", -h, /var/www]}
   near: {tier: container}
+"""
+
+EDITED = """
+name: edit
+networks: {lan: {}, back: {}}
+nodes:
+  m:
+    tier: emulation
+    image: micro
+    memory: 128MiB
+    networks: [lan]
+    disks: {data: {size: 16MiB, mount: /data}}
+    provision: ["echo x >>/root/provisioned"]
 """
 
 
@@ -112,6 +126,53 @@ def test_folders_memory_and_a_sealed_root(
     lab.down()
     assert given.read_bytes()[:6] == b"given.", "what the machine wrote went to a layer"
     assert (tmp_path / "shown" / "word").read_text() == "from the host"
+    assert host_inventory() == []
+
+
+@pytest.mark.long
+def test_an_edit_keeps_what_the_machine_wrote(
+    home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]
+) -> None:
+    lab = Lab(home, tmp_path, "edit", EDITED)
+    lab.up()
+    lab.sh("m", "echo kept | tee /root/kept >/data/kept")
+    small = int(lab.sh("m", "df -k / | awk 'END {print $2}'"))
+    kept = "cat /root/kept /data/kept /root/provisioned"
+
+    lab.write(
+        EDITED.replace("[lan]", "[lan, back]").replace("memory: 128MiB", "memory: 160MiB\n    disk: 9GiB")
+    )
+    told = touched(json.loads(lab.good("plan", str(lab.file), "--json")))
+    assert told["vmdisk:m"].startswith("change: ")
+    assert told["vmdisk:m"].endswith("its disk is grown from 8192 to 9216 MiB, kept")
+    assert told["domain:m"].startswith("restart: ") and "memory_bytes" in told["domain:m"]
+    assert "disk:m.data" not in told and told["provision:m"].startswith("change: record")
+    began = lab.starts("m")
+    assert touched(lab.up()) == told, "what was planned was done"
+    assert lab.starts("m") != began
+    assert lab.sh("m", kept) == "kept\nkept\nx", "nothing was lost, and provisioning ran once"
+    assert int(lab.sh("m", "df -k / | awk 'END {print $2}'")) - small > 900 << 10
+    assert lab.sh("m", "ls /sys/class/net; nproc").split() == ["eth0", "eth1", "lo", "1"]
+    assert int(lab.sh("m", "awk '/MemTotal/ {print $2}' /proc/meminfo")) > 110 << 10
+    assert touched(lab.up()) == {}
+
+    before = lab.file.read_text()
+    lab.write(before.replace("9GiB", "1GiB"))
+    assert "can't be made smaller" in lab.up_fails(2) and lab.states() == {"m": "ready"}
+
+    points = (
+        "rest:after:domain:m",
+        "unmake:after:domain:m",
+        "change:before:vmdisk:m",
+        "change:after:vmdisk:m",
+    )
+    for number, point in enumerate(points):
+        lab.write(before.replace("memory:", f"env: {{N: '{number}'}}\n    memory:"))
+        assert lab.run("up", str(lab.file), LABCTL_FAULT=f"kill@{point}").returncode == -9, point
+        lab.up()
+        assert lab.sh("m", f"{kept}; echo $N") == f"kept\nkept\nx\n{number}", point
+    lab.run("up", str(lab.file), "--set", "nodes.m.cpus=2", LABCTL_FAULT="kill@rest:before:domain:m")
+    lab.down()
     assert host_inventory() == []
 
 
