@@ -305,6 +305,19 @@ def _kvm() -> str:
     return _boot("kvm", "host")
 
 
+@probe("ovmf")
+def _ovmf() -> str:
+    """Whether machines can start with UEFI."""
+    from labctl.errors import HostCannot
+    from labctl.hypervisor.firmware import uefi
+
+    try:
+        uefi("a machine", "x86_64")
+    except HostCannot as error:
+        return f"{error}: {error.hint}"
+    return ""
+
+
 @probe("dropbear")
 def _dropbear() -> str:
     with tempfile.TemporaryDirectory(prefix="labctl-probe-") as folder:

@@ -242,6 +242,8 @@ def show_status(status: Any) -> None:
             screen.line(f"{node.name}: {node.state}: {screen.clean(node.reason)}{remedy}")
         for port in node.ports:
             screen.line(f"{node.name}: {port}")
+        if node.viewer:
+            screen.line(f"{node.name}: screen: {node.viewer}")
         for disk in node.disks:
             place = f" on {disk.mount}" if disk.mount else ""
             sealed = ", read-only" if disk.read_only else ""

@@ -225,16 +225,23 @@ def console(
     session: Session,
     node: Node,
     force: Annotated[bool, typer.Option("--force", help="Join beside someone who is there.")] = False,
+    graphical: Annotated[
+        bool, typer.Option("--graphical", help="Print the command that shows its screen instead.")
+    ] = False,
 ) -> None:
     """Attach to a machine's console (leave with Ctrl-]).
 
-    Enter brings a shell there.
+    Enter brings a shell there.  A machine with `vm: {graphics: vnc}` has a screen as well.
 
     \b
     Examples:
       labctl console emu
+      $(labctl console emu --graphical)
     """
     address = names.Names.read(session.home).node(node)
+    if graphical:
+        screen.line(api.viewer(address.lab, address.node, options(session)))
+        return
     if sys.stdin.isatty():
         session.say(f"console of {address}; leave with Ctrl-]")
     api.console(address.lab, address.node, options(session), 0, 1, force=force)

@@ -51,6 +51,7 @@ def prepare(domain: Any, label: str) -> None:
     uid, gid = _owner(label)
     roots = [Path(root) for root in (domain.home_state, domain.home_cache) if root]
     private = [disk.path for disk in domain.disks if not disk.readonly or disk.serial.endswith("config")]
+    private += [domain.nvram] if domain.nvram else []
     shared = [disk.path for disk in domain.disks if disk.path not in private]
     shared += [disk.backing for disk in domain.disks if disk.backing]
     shared += [path for path in _boot_files(domain) if path]

@@ -75,7 +75,7 @@ class Domain:
     cost: ClassVar[float] = 20.0
     keeps_log: ClassVar[bool] = True  # whether its console's log goes on at the next start
     restarts: ClassVar[bool] = True  # its disks are resources of their own
-    stands_on: ClassVar[frozenset[str]] = frozenset({"vmdisk", "disk", "plugs"})
+    stands_on: ClassVar[frozenset[str]] = frozenset({"vmdisk", "disk", "nvram", "plugs"})
     volatile: ClassVar[tuple[str, ...]] = ("snapshot", "snapshots")  # how it is started, not what it is
 
     owner: Owner
@@ -94,6 +94,7 @@ class Domain:
     cpu: str = ""  # MODEL[,+feature][,-feature] or host-passthrough; "" = labctl's choice
     emulator: str = ""
     firmware: str = ""
+    nvram: str = ""  # the machine's memory of its UEFI; with one, `firmware` is flash and not ROM
     vcpus: int = 1
     topology: tuple[int, ...] = ()  # sockets, cores, threads; () = a socket for each CPU
     pin: tuple[str, ...] = ()  # sets of the host's CPUs: one for all vCPUs, or one for each
@@ -211,6 +212,8 @@ class Domain:
             return Look(Presence.BROKEN, "defined differently")
         state, reason = (int(value) for value in found.state()[:2])
         look = _look_of(state, reason)
+        if self.graphics and look.there:
+            look = Look(look.presence, look.detail, {**look.data, "screen": screen_of(found.XMLDesc())})
         died = look.presence is Presence.BROKEN and self.last_words()
         return Look(look.presence, f"its kernel panicked: {died}", look.data) if died else look
 
@@ -285,6 +288,13 @@ class Domain:
         return failures
 
 
+def screen_of(xml: str) -> str:
+    """Where a running domain's screen is, as ADDRESS:PORT; "" when it has none."""
+    found = ElementTree.fromstring(xml).find("devices/graphics[@type='vnc']")
+    port = "" if found is None else found.get("port", "")
+    return f"{found.get('listen') or '127.0.0.1'}:{port}" if found is not None and port.isdigit() else ""
+
+
 def _look_of(state: int, reason: int) -> Look:
     libvirt = library()
     data = {"state": state, "reason": reason}
@@ -346,7 +356,8 @@ def remove(found: Any) -> None:
         | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     )
     try:
-        found.undefineFlags(kept | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+        # A machine's memory of its firmware is an object of its own.
+        found.undefineFlags(kept | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
     except libvirt.libvirtError as error:
         # Drivers that keep less than QEMU's know fewer flags.
         if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:

@@ -82,6 +82,13 @@ def machine(lab: str, node: str, options: Options) -> Machine:
     return machines.machine(record, lambda: looking.refuse_resting(lab, node, options))
 
 
+def viewer(lab: str, node: str, options: Options) -> str:
+    """See looking.viewer."""
+    from labctl.lab import looking
+
+    return looking.viewer(lab, node, options)
+
+
 def console(lab: str, node: str, options: Options, fd_in: int, fd_out: int, *, force: bool = False) -> None:
     """See power.console."""
     from labctl.lab import power

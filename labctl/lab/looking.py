@@ -152,8 +152,30 @@ def _node(lab: str, record: NodeRecord, rows: Mapping[str, Row], look: Look | No
             DiskStatus(d.name, d.size, d.format, d.bus, d.serial, d.path, d.mount, d.read_only)
             for d in record.disks
         ),
+        viewer=_viewer(look),
         labels=dict(record.labels),
     )
+
+
+def _viewer(look: Look | None) -> str:
+    """The command that shows the screen of a machine that looks so (vncviewer(1): ADDRESS::PORT)."""
+    address, _, port = str(look.data.get("screen", "") if look else "").rpartition(":")
+    return f"vncviewer {address}::{port}" if port else ""
+
+
+def viewer(lab: str, node: str, options: Options) -> str:
+    """The command that shows a node's screen.  Raises UsageError for one without, LabError when it is off."""
+    with opened(options) as ledger:
+        row, record = record_named(ledger, lab, node)
+        if not record.graphics:
+            raise UsageError(
+                f"{lab}/{node} has no screen",
+                hint=f"nodes.{node}.vm: {{graphics: vnc}} gives a machine one; labctl console {node}",
+            )
+        now = status_of(ledger, row.name, row.id, {node: record})[0]
+    if not now.viewer:
+        raise LabError(f"{lab}/{node} is {now.state}: its screen is dark", hint=f"labctl start {lab}/{node}")
+    return now.viewer
 
 
 def _state(record: NodeRecord, rows: Mapping[str, Row], look: Look | None) -> tuple[str, str]:
@@ -220,6 +242,8 @@ def inspect(lab: str, node: str, options: Options) -> dict[str, Any]:
             now = status_of(ledger, row.name, row.id, {node: record})[0]
             told = json.loads(row.profile).get("nodes", {}).get(node, {})
             head: dict[str, Any] = {"lab": row.name, "node": node, "state": now.state, "reason": now.reason}
+            if now.viewer:
+                head["viewer"] = now.viewer
             return {
                 **head,
                 "record": json.loads(record.to_json()),

@@ -138,6 +138,7 @@ def _plan(
         arch=facts.this_arch(),
         disks=disks,
         kernel_names={node.name: facts.kernel_of(node, profile) for node in profile.nodes.values()},
+        firmware=places.firmware(profile, chosen),
         hypervisors=facts.hypervisors(profile, chosen, images, options) if ready else {},
         uri=uri,
         libvirt_home=home,

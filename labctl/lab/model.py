@@ -76,6 +76,7 @@ class NodeStatus:
     ports: tuple[str, ...] = ()
     interfaces: tuple[InterfaceStatus, ...] = ()
     disks: tuple[DiskStatus, ...] = ()
+    viewer: str = ""  # the command that shows its screen, while it runs
     labels: dict[str, str] = field(default_factory=dict)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from labctl.errors import HostCannot
+from labctl.lab.facts import arch_of
 from labctl.profile.models import Profile
-from labctl.profile.types import Isolation, Tier
+from labctl.profile.types import Firmware, Isolation, Tier
 from labctl.profile.words import cpus_in
 from labctl.tiers.context import Choice
 from labctl.tiers.hosts import DEFAULT_GUEST as DEFAULT_MEMORY
@@ -34,6 +35,22 @@ def refuse_beyond_host(profile: Profile, chosen: Mapping[str, Choice]) -> None:
         resources.refuse_missing_cpus(node.name, wanted)
         if node.vm.hugepages:
             resources.refuse_without_hugepages(node.name, node.memory or DEFAULT_MEMORY)
+
+
+def firmware(profile: Profile, chosen: Mapping[str, Choice]) -> dict[str, tuple[str, str]]:
+    """node → UEFI's program and the template of its memory, for those that start with it.
+
+    Raises HostCannot.
+    """
+    from labctl.hypervisor.firmware import uefi
+
+    found: dict[str, tuple[str, str]] = {}
+    for node in profile.nodes.values():
+        asked = node.vm is not None and node.vm.firmware is Firmware.UEFI
+        if asked and node.tier is not Tier.CONTAINER and not node.inside and not chosen[node.name].skipped:
+            files = uefi(node.name, arch_of(node, profile), node.machine)
+            found[node.name] = (files.code, files.template)
+    return found
 
 
 def refuse_without_hooks(profile: Profile, chosen: Mapping[str, Choice]) -> None:

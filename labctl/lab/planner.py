@@ -52,6 +52,9 @@ class HostFacts:
     disks: Mapping[str, str] = field(default_factory=dict)  # node → the cached disk of its image
     kernel_names: Mapping[str, str] = field(default_factory=dict)  # node → the kernel it asks for
     hypervisors: Mapping[str, str] = field(default_factory=dict)  # Xen host → the file it boots
+    firmware: Mapping[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # node → UEFI's program and template
     uri: str = ""
     libvirt_home: Home | None = None
     ports: Mapping[tuple[str, int], int] = field(default_factory=dict)  # free host ports, chosen
@@ -123,6 +126,8 @@ def _facts(
         carried=_carried(lab.profile, node, host, arch),
         host_record=host_record,
         hypervisor=host.hypervisors.get(node.name, ""),
+        firmware=host.firmware.get(node.name, ("", ""))[0],
+        firmware_template=host.firmware.get(node.name, ("", ""))[1],
         init_program=IN_VM_BUSYBOX if node.inside else host.busybox,
     )
 

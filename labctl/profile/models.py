@@ -28,7 +28,9 @@ from labctl.profile.types import (
     DnsName,
     Duration,
     Engine,
+    Firmware,
     Flag,
+    Graphics,
     GuestPath,
     Hypervisor,
     Isolation,
@@ -287,6 +289,16 @@ class Vm(Model):
     )
     disk_io: DiskIo | None = Field(
         default=None, description="How QEMU does its disk's I/O; left out: threads."
+    )
+    firmware: Firmware = Field(
+        default=Firmware.BIOS,
+        description="What it starts with; uefi: OVMF, with a memory of its own (package ovmf, for aarch64 "
+        "qemu-efi-aarch64).",
+    )
+    graphics: Graphics = Field(
+        default=Graphics.NONE,
+        description="Whether it has a screen and keyboard: vnc, on this host's loopback (`labctl console "
+        "--graphical`).",
     )
     kvm_paravirt: Flag = Field(
         default=True,

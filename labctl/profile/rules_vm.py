@@ -5,7 +5,7 @@ from __future__ import annotations
 from labctl.profile.models import Disk, Node, Vm
 from labctl.profile.plainly import Loc
 from labctl.profile.rules import Rules
-from labctl.profile.types import DiskCache, DiskFormat, DiskIo, Engine, Tier
+from labctl.profile.types import DiskCache, DiskFormat, DiskIo, Engine, Firmware, Hypervisor, Tier
 
 MOST_DISKS = 16  # further ones of a machine; QEMU's pc has 31 slots for everything
 _TAKEN = ("labroot", "labconfig")  # serials of labctl's own (labctl.image.bootconfig)
@@ -25,6 +25,8 @@ def check(rules: Rules, key: str, node: Node) -> None:
         return
     _cpus(rules, place, node, node.vm)
     _disk(rules, place, node.vm)
+    if node.vm.firmware is Firmware.UEFI and node.hypervisor is Hypervisor.XEN:
+        rules.say((*place, "firmware"), "a Xen host starts with the BIOS", f"{key} has hypervisor: xen")
     if not node.vm.kvm_paravirt and node.tier is not Tier.HARDWARE:
         rules.say((*place, "kvm_paravirt"), "only tier: hardware has it", f"{key} has tier: {node.tier}")
 

@@ -260,7 +260,9 @@ def _capabilities(item: Item, shaping: Shaping) -> Item:
 
 
 def _vm(item: Item, shaping: Shaping) -> Item:
-    return shape_map(item, {"pin": texts, "disk_cache": text, "disk_io": text}, shaping)
+    return shape_map(
+        item, {"pin": texts, "disk_cache": text, "disk_io": text, "graphics": text, "firmware": text}, shaping
+    )
 
 
 _ROUTE = re.compile(r"(\S+)(?:\s+via\s+(\S+))?(?:\s+dev\s+(\S+))?(?:\s+metric\s+([0-9]{1,10}))?")

@@ -65,6 +65,20 @@ class DiskCache(StrEnum):
     UNSAFE = "unsafe"
 
 
+class Firmware(StrEnum):
+    """What a VM starts with."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+class Graphics(StrEnum):
+    """What a VM shows a picture on."""
+
+    NONE = "none"
+    VNC = "vnc"
+
+
 class DiskIo(StrEnum):
     """How QEMU reads and writes a VM's disk (formatdomain.html, `io`)."""
 

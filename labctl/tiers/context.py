@@ -122,6 +122,8 @@ class NodeFacts:
     host_record: NodeRecord | None = None  # of the VM it runs inside of
     host_domain: Domain | None = None  # that VM as a resource
     hypervisor: str = ""  # the file that boots before its kernel, where it is a Xen host
+    firmware: str = ""  # UEFI's program, and what a machine's memory of it starts as; "" for the BIOS
+    firmware_template: str = ""
     init_program: str = ""  # labctl's static busybox, where the node has labctl's init
 
     @property

@@ -62,6 +62,7 @@ class EngineContainer:
     """A container of the lab that another engine runs, with its folder (bundle, writable layer, logs)."""
 
     kind: ClassVar[str] = "engine"
+    loses: ClassVar[str] = "its writable layer is made anew, volumes are kept"
 
     owner: Owner
     name: str

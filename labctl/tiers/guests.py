@@ -22,6 +22,7 @@ from labctl.hypervisor.connection import Libvirt, Lost, Missing
 from labctl.hypervisor.domain import LOOK_SECONDS, START_SECONDS, Domain, DomainDisk, DomainNic
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL
 from labctl.looks import Look, Presence
+from labctl.profile.types import Firmware, Graphics
 from labctl.records import dataclass
 from labctl.resource.protocol import Resource
 from labctl.tiers import disks
@@ -55,6 +56,16 @@ def plan(facts: NodeFacts) -> Planned:
         raise UsageError(
             f"{node.name} runs inside {node.inside}, which has no way to a folder of this host",
             hint=f"nodes.{node.name}.files or root in place of volumes",
+        )
+    if node.vm and node.vm.firmware is Firmware.UEFI:
+        raise UsageError(
+            f"{node.name} runs inside {node.inside}, and labctl brings no UEFI firmware there",
+            hint=f"nodes.{node.name}.vm.firmware: bios",
+        )
+    if node.vm and node.vm.graphics is not Graphics.NONE:
+        raise UsageError(
+            f"{node.name} runs inside {node.inside}: its screen would be on that machine's loopback",
+            hint=f"leave out nodes.{node.name}.vm.graphics; labctl console {node.name} is its serial line",
         )
     record = replace(record_of_vm(facts), uri="")
     disk = disk_of(facts)

@@ -16,6 +16,7 @@ KINDS = {
     "container": "labctl.tiers.container:ContainerNode",
     "engine": "labctl.tiers.engine:EngineContainer",
     "vmdisk": "labctl.tiers.vmdisk:VmDisk",
+    "nvram": "labctl.hypervisor.firmware:Nvram",
     "disk": "labctl.tiers.disks:NodeDisk",
     "libvirtd": "labctl.hypervisor.daemon:LibvirtDaemon",
     "domain": "labctl.hypervisor.domain:Domain",

@@ -95,6 +95,7 @@ class NodeRecord:
     isolation: str = ""  # of a container: chroot, vserver, lxc, docker
     engine: str = ""  # "uml": what makes a para node, where it isn't a domain; "runc": what runs a container
     cgroup: str = ""  # of a container that another engine runs
+    graphics: str = ""  # vnc: a machine has a screen
 
     @property
     def addresses(self) -> tuple[str, ...]:

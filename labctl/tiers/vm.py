@@ -6,11 +6,12 @@ from pathlib import Path
 
 from labctl.guest.inside_link import disk_serial
 from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic, DomainShare
+from labctl.hypervisor.firmware import Nvram
 from labctl.hypervisor.snapshot import CHANNEL, WORD
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Memory, Nic, Route, Share
 from labctl.image.disk import DEFAULT_BYTES
 from labctl.profile.models import Vm
-from labctl.profile.types import Devices, Hypervisor
+from labctl.profile.types import Devices, Graphics, Hypervisor
 from labctl.resource.protocol import Resource
 from labctl.tiers import disks
 from labctl.tiers.common import life, record_of, volume_keys, volume_source, waits_for
@@ -18,7 +19,7 @@ from labctl.tiers.context import NodeFacts, Planned, bridge_keys
 from labctl.tiers.management import reached_at
 from labctl.tiers.record import NodeRecord, SshPlace
 from labctl.tiers.seed import seed_of
-from labctl.tiers.vmdisk import VmDisk
+from labctl.tiers.vmdisk import NVRAM, VmDisk
 
 DEFAULT_MEMORY = 256 * 1024 * 1024
 DOM0_BYTES = 320 << 20  # of a Xen host's memory: 40 MB are in use there, the rest is its page cache
@@ -34,7 +35,7 @@ def plan(facts: NodeFacts) -> Planned:
     steps = life(
         facts, record, f"domain:{facts.node.name}", REACH_SECONDS[facts.choice.tier], mounts=mounts_of(facts)
     )
-    resources: list[Resource] = [disk, *disks.made_of(facts), domain, *steps]
+    resources: list[Resource] = [disk, *disks.made_of(facts), *nvram_of(facts), domain, *steps]
     return Planned(resources, record)
 
 
@@ -51,8 +52,14 @@ def record_of_vm(facts: NodeFacts) -> NodeRecord:
         uri=lab.uri,
         memory=facts.node.memory or DEFAULT_MEMORY,
         disks=disks.records_of(facts),
+        graphics="" if screen_of(facts) is Graphics.NONE else str(screen_of(facts)),
         cpus=float(facts.node.vcpus) if facts.node.vm and facts.node.vm.topology else facts.node.cpus or 1,
     )
+
+
+def screen_of(facts: NodeFacts) -> Graphics:
+    """What it shows a picture on."""
+    return facts.node.vm.graphics if facts.node.vm else Graphics.NONE
 
 
 def tag_of(number: int) -> str:
@@ -109,6 +116,22 @@ def disk_of(facts: NodeFacts) -> VmDisk:
     )
 
 
+def nvram_of(facts: NodeFacts) -> list[Nvram]:
+    """What its firmware remembers, where that is UEFI."""
+    if not facts.firmware:
+        return []
+    return [
+        Nvram(
+            owner=facts.lab.owner,
+            name=facts.node.name,
+            node=facts.node.name,
+            needs=("folder:lab",),
+            path=str(facts.lab.node_folder(facts.node.name) / NVRAM),
+            template=facts.firmware_template,
+        )
+    ]
+
+
 def domain_of(facts: NodeFacts) -> Domain:
     """The domain of a virtual machine of this host."""
     disk, record = disk_of(facts), record_of_vm(facts)
@@ -120,8 +143,12 @@ def domain_of(facts: NodeFacts) -> Domain:
     made = node.vm or Vm()
     # The image's own init may take the SMBIOS identity for its own, which a snapshot would give to others.
     # Nor can a shared folder be taken into a snapshot: its daemon's state is on this host.
-    parks = facts.image.arch == "x86_64" and not node.init and not node.volumes
+    # One that goes on from another's memory would not know of its own firmware's.
+    parks = facts.image.arch == "x86_64" and not (node.init or node.volumes or facts.firmware)
     cmdline = kernel.xen_cmdline if xen else kernel.cmdline
+    screen = screen_of(facts) is not Graphics.NONE
+    if screen and cmdline and not xen:
+        cmdline = f"console=tty0 {cmdline}"  # the kernel's words; the last one named stays /dev/console
     further = disks.domain_disks(facts)
     return Domain(
         owner=lab.owner,
@@ -130,6 +157,7 @@ def domain_of(facts: NodeFacts) -> Domain:
         needs=(
             f"vmdisk:{node.name}",
             *disks.keys_of(facts),
+            *(f"nvram:{item.name}" for item in nvram_of(facts)),
             *volume_keys(node),
             *bridge_keys(facts),
             *(("libvirtd:libvirtd",) if lab.libvirt_home else ()),
@@ -151,7 +179,10 @@ def domain_of(facts: NodeFacts) -> Domain:
         hugepages=made.hugepages,
         balloon=made.balloon,
         memory_bytes=record.memory,
-        kernel=kernel.kernel,
+        # UEFI starts what is a program of its own: the kernel as its package has it, with its EFI stub.
+        kernel=kernel.packed or kernel.kernel if facts.firmware else kernel.kernel,
+        firmware=facts.firmware,
+        nvram=next((item.path for item in nvram_of(facts)), ""),
         initrd=kernel.initrd,
         cmdline=f"{cmdline} {WORD}" if parks and cmdline else cmdline,
         hypervisor=facts.hypervisor,
@@ -185,6 +216,7 @@ def domain_of(facts: NodeFacts) -> Domain:
             DomainShare(path=volume_source(facts, m), tag=tag_of(n)) for n, m in enumerate(node.volumes)
         ),
         channels=(CHANNEL,) if parks else (),
+        graphics=screen,
         snapshots=str(lab.home.cache / "snapshots"),
         snapshot=lab.snapshot,
     )

@@ -14,6 +14,8 @@ from labctl.records import dataclass
 from labctl.tiers.folders import remove_tree, write_key_pair
 from labctl.tiers.seed import Seed, write_tar
 
+NVRAM = "nvram.fd"  # the file of labctl.hypervisor.firmware in a node's folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class VmDisk:
@@ -128,9 +130,9 @@ class VmDisk:
         return PRESENT if whole else ABSENT
 
     def unmake(self) -> None:
-        """Remove the node's folder but for its further disks, which others account for."""
+        """Remove the node's folder but for what others account for: further disks, the firmware's memory."""
         folder = Path(self.folder)
-        further = list(folder.glob("disk-*")) if folder.is_dir() else []
+        further = [*folder.glob("disk-*"), *folder.glob(NVRAM)] if folder.is_dir() else []
         if not further:
             remove_tree(folder)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +173,32 @@ def test_an_edit_keeps_what_the_machine_wrote(
         lab.up()
         assert lab.sh("m", f"{kept}; echo $N") == f"kept\nkept\nx\n{number}", point
     lab.run("up", str(lab.file), "--set", "nodes.m.cpus=2", LABCTL_FAULT="kill@rest:before:domain:m")
+    lab.down()
+    assert host_inventory() == []
+
+
+@pytest.mark.needs("ovmf")
+@pytest.mark.long
+def test_uefi_and_a_screen(home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]) -> None:
+    profile = "name: uefi\nnodes: {m: {tier: emulation, image: micro, vm: {firmware: uefi, graphics: vnc}}}\n"
+    lab = Lab(home, tmp_path, "uefi", profile)
+    lab.write(profile.replace("image: micro", "image: micro, machine: microvm"))
+    assert "no UEFI firmware for x86_64 and microvm" in lab.up_fails(4) and lab.labs() == []
+    lab.write(profile)
+    assert lab.run("up", str(lab.file), LABCTL_FAULT="kill@make:after:nvram:m").returncode == -9
+    lab.up()
+    assert lab.sh("m", "cat /sys/firmware/efi/fw_platform_size") == "64"
+    command = lab.status()["m"]["viewer"]
+    assert lab.good("console", "uefi/m", "--graphical").strip() == command
+    address, _, port = command.removeprefix("vncviewer ").partition("::")
+    with socket.create_connection((address, int(port)), timeout=20) as screen:
+        assert address == "127.0.0.1" and screen.recv(12).startswith(b"RFB 003."), "RFC 6143, 7.1.1"
+    memory = next(home.state.glob("labs/*/nodes/m/nvram.fd"))
+    inode = memory.stat().st_ino
+    lab.write(profile.replace("graphics: vnc", "graphics: none"))
+    assert touched(lab.up()).keys() == {"domain:m", "reach:m", "ready:m"}
+    assert memory.stat().st_ino == inode, "what its firmware remembers is kept"
+    assert "no screen" in lab.fails(2, "console", "uefi/m", "--graphical")
     lab.down()
     assert host_inventory() == []
 

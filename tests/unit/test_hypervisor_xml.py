@@ -88,6 +88,7 @@ CASES = {
             ),
         ),
     ),
+    "uefi": domain(firmware="/usr/share/OVMF/OVMF_CODE_4M.fd", nvram="/lab/nvram.fd", graphics=True),
     "rich": domain(
         graphics=True, balloon=True, channels=("org.labctl.0",), firmware="/usr/share/qemu/qboot.rom"
     ),
