@@ -12,6 +12,9 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env PATH="$$PATH:/usr/sbin:/sbi
 export LABCTL_REQUIRE ?= file
 PYTEST := $(BIN)/python -m pytest
 PYTEST_ARGS ?=
+# How many tests run at a time; 0: one after the other, each with the whole host compared before and after it.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup setup-test demo test lint test-unit test-host test-e2e bench docs wheel clean
 
@@ -36,13 +39,13 @@ lint: setup-test ## ruff, mypy --strict, import rules
 test: lint test-unit test-host ## everything quick: lint, unit tests, host tests, short end-to-end tests
 
 test-unit: setup-test
-	$(ROOT) $(PYTEST) tests/unit $(PYTEST_ARGS)
+	$(ROOT) $(PYTEST) tests/unit -n $(WORKERS) $(PYTEST_ARGS)
 
 test-host: setup-test ## tests on the real kernel, libvirt and registry, and the short end-to-end tests
-	$(ROOT) $(PYTEST) tests/host tests/e2e -m "not long" $(PYTEST_ARGS)
+	$(ROOT) $(PYTEST) tests/host tests/e2e -m "not long" $(SPREAD) $(PYTEST_ARGS)
 
 test-e2e: setup-test ## the long tests: whole labs, kill tests, the rest of the OCI conformance suite
-	$(ROOT) $(PYTEST) tests/host tests/e2e -m long $(PYTEST_ARGS)
+	$(ROOT) $(PYTEST) tests/host tests/e2e -m long $(SPREAD) $(PYTEST_ARGS)
 
 bench: setup-test ## the benchmarks, medians and ratios against peers
 	@shopt -s nullglob; for file in benchmarks/bench_*.py; do echo "== $$file"; $(ROOT) $(BIN)/python $$file; done

@@ -2,6 +2,9 @@
 
 A missing capability skips the test and names itself; one on the required list (tests/capabilities.py)
 fails the run instead.  The report says which capabilities were found.
+
+Run by several workers (`-n 2 --dist loadfile --no-loadscope-reorder`), each file stays with one worker, the
+files that take longest come first, and the whole host is compared once: before the first test, at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +25,53 @@ from tests import capabilities, inventory
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
+# Files of half a minute and more, in either run, the longest first.
+LONGEST = [
+    "e2e/test_kill",
+    "e2e/test_para",
+    "e2e/test_bench",
+    "e2e/test_spectrum",
+    "e2e/test_snapshot",
+    "e2e/test_machines",
+    "host/test_guest_inside",
+    "host/test_boot_machine",
+    "e2e/test_nested_power",
+    "host/test_image_recipes",
+    "e2e/test_trouble",
+    "e2e/test_uml",
+    "host/test_lab_containers",
+    "e2e/test_interrupts",
+    "e2e/test_image_disks",
+    "e2e/test_cli_hello",
+    "host/test_image_hostile",
+]
+HOMES = Path("/tmp/labt")  # what the folders of all homes of tests begin with
+
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+SHARED = WORKER or os.environ.get("LABCTL_SHARED_HOST") == "1"
+WHOLE = pytest.StashKey[inventory.Inventory]()
+LINES = pytest.StashKey[list[str]]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes more than some seconds; run by `make test-e2e`")
+    config.stash[LINES] = []
+    if getattr(config.option, "numprocesses", None) and not WORKER:
+        os.environ["LABCTL_TEST_PROBES"] = tempfile.mkdtemp(prefix="labctl-probes-")
+        touching = any("tests/unit" not in word for word in config.args)
+        if touching and not SHARED and os.geteuid() == 0:
+            config.stash[WHOLE] = inventory.take(HOMES)
+
+
+def pytest_unconfigure() -> None:
+    if not WORKER and (folder := os.environ.pop("LABCTL_TEST_PROBES", "")):
+        shutil.rmtree(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest first, so that no worker is left alone with one at the end."""
+    places = {f"tests/{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 def _needs(item: pytest.Item) -> list[str]:
@@ -47,7 +95,7 @@ def _lacking(items: list[pytest.Item]) -> list[str]:
     return [name for name in capabilities.required() if name in wanted and capabilities.missing(name)]
 
 
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
+def _capability_lines(items: list[pytest.Item]) -> list[str]:
     wanted = _wanted(items)
     if not wanted:
         return []
@@ -60,6 +108,23 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
     return lines
 
 
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    # With workers, they tell at their end: the one that shows has no tests.
+    return _capability_lines(items) if items else []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker ended: keep what it said of the capabilities that its tests need."""
+    said = getattr(node, "workeroutput", {}).get("capabilities", [])
+    node.config.stash[LINES] = said or node.config.stash[LINES]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for line in config.stash[LINES]:
+        terminalreporter.write_line(line)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for name in _needs(item):
         if reason := capabilities.missing(name):
@@ -69,7 +134,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if exitstatus == 0 and _lacking(getattr(session, "items", [])):
+    items = getattr(session, "items", [])
+    if WORKER:
+        session.config.workeroutput["capabilities"] = _capability_lines(items)  # type: ignore[attr-defined]
+    lines = session.config.stash[LINES]
+    if WHOLE in session.config.stash:
+        left = session.config.stash[WHOLE].difference(inventory.take(HOMES))
+        lines += [f"left on the host by some test: {line}" for line in left]
+    if exitstatus == 0 and (
+        _lacking(items) or any("REQUIRED" in line or "left on" in line for line in lines)
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -122,13 +196,14 @@ def host_inventory(home: Home) -> Callable[[], list[str]]:
     """Takes stock of the host now; calling it says what appeared or went since ([] = as before).
 
     With LABCTL_SHARED_HOST=1 only lines of this home's instance or folder count, for a machine on
-    which other people work at the same time.
+    which other people work at the same time; with workers so too, since each works beside the others.
     """
-    before = inventory.take(home)
+    base = Path(os.path.commonpath([home.state, home.cache]))
+    before = inventory.take(base)
 
     def since() -> list[str]:
-        lines = before.difference(inventory.take(home))
-        if os.environ.get("LABCTL_SHARED_HOST") != "1":
+        lines = before.difference(inventory.take(base))
+        if not SHARED:
             return lines
         marks = (home.instance(), str(home.state.parent))
         return [line for line in lines if any(mark in line for mark in marks)]

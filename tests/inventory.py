@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from labctl.home import Home
-
 
 @dataclass(frozen=True)
 class Inventory:
@@ -32,8 +30,8 @@ class Inventory:
         return lines
 
 
-def take(home: Home) -> Inventory:
-    """Look at the host now.  `home` tells which processes and files are labctl's."""
+def take(base: Path) -> Inventory:
+    """Look at the host now.  Processes and files are those of homes whose path begins with `base`."""
     aliases = dict(_links())
     return Inventory(
         {
@@ -45,10 +43,10 @@ def take(home: Home) -> Inventory:
             "mount": frozenset(_mounts()),
             "cgroup": frozenset(_cgroups()),
             "netns": frozenset(_named_namespaces()),
-            "process": frozenset(_processes(home)),
+            "process": frozenset(_processes(str(base))),
             "domain": frozenset(_domains()),
             "network": frozenset(_virsh("net-list", "--all", "--name")),
-            "file": frozenset(_files(home)),
+            "file": frozenset(_files(base)),
         }
     )
 
@@ -125,9 +123,8 @@ def _named_namespaces() -> Iterator[str]:
         yield from (path.name for path in folder.iterdir())
 
 
-def _processes(home: Home) -> Iterator[str]:
+def _processes(base: str) -> Iterator[str]:
     """Processes that carry this home in their command line or working folder."""
-    base = os.path.commonpath([home.state, home.cache])
     for path in Path("/proc").glob("[0-9]*"):
         if path.name == str(os.getpid()):
             continue
@@ -151,8 +148,8 @@ def _domains() -> Iterator[str]:
     yield from _virsh("list", "--all", "--name")
 
 
-def _files(home: Home) -> Iterator[str]:
+def _files(base: Path) -> Iterator[str]:
     """The files of labs: not the ledger, the instance's id and the cache, which stay."""
-    labs = home.state / "labs"
-    for folder, folders, files in os.walk(labs):
-        yield from (f"{folder}/{name}" for name in (*folders, *files))
+    for home in base.parent.glob(f"{base.name}*"):
+        for folder, folders, files in os.walk(home / "state/labs"):
+            yield from (f"{folder}/{name}" for name in (*folders, *files))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,13 +44,13 @@ nodes:
   box: {tier: emulation, image: base}
   left:
     tier: container
-    image: base
+    image: micro
     inside: box
     memory: 48MiB
     env: {A: b c}
     command: [sh, -c, 'echo out; echo err >&2; trap "echo bye; exit 7" TERM; while :; do sleep 0.1; done']
     files: [{path: /etc/note, content: "noted\\n", mode: "0640", owner: "0:7"}]
-  right: {tier: container, image: base, inside: box}
+  right: {tier: container, image: micro, inside: box}
 """
 CONFIG = BootConfig(
     "box",
@@ -120,14 +122,28 @@ def planned(
     return found
 
 
+def pings(folder: Path, tree: Path) -> Path:
+    """A layer with a Debian's ping and what it is linked to, as everybody may use it."""
+    told = subprocess.run(
+        ["chroot", tree, "ldd", "/usr/bin/ping"], capture_output=True, text=True, timeout=20, check=True
+    )
+    for name in ("/usr/bin/ping", *(word for word in told.stdout.split() if word.startswith("/"))):
+        there = Path(f"{tree}{name}")
+        here = folder / there.parent.resolve().relative_to(tree) / there.name
+        here.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(there, here)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def rig(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     store = Store(cache / "images")
-    image = store.ensure("base")
+    machines, image = store.ensure("base"), store.ensure("micro")
     folder = tmp_path_factory.mktemp("inside")
-    layers = tuple(str(path) for path in store.rootfs(image))
-    facts = ImageFacts("base", "x86_64", image.digest, layers, image.config)
-    with booted(folder / "vm", cache, image_disk(store, image, cache), CONFIG) as vm:
+    # Small layers: what is sent to an emulated machine takes it long.
+    layers = tuple(map(str, (*store.rootfs(image), pings(folder / "pings", store.rootfs(machines)[0]))))
+    facts = ImageFacts("micro", "x86_64", image.digest, layers, image.config)
+    with booted(folder / "vm", cache, image_disk(store, machines, cache), CONFIG) as vm:
         place = ssh_place(folder, vm)
         plans = planned(folder, place, facts)
         ssh = machine_at(place)
@@ -203,14 +219,14 @@ def test_copies(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/file").write_bytes(b"x" * 300_000)
     (tmp_path / "tree/link").symlink_to("file")
-    left.copy_in(str(tmp_path / "tree"), "/srv")
-    assert left.run(["sh", "-c", "stat -c '%s %u' /srv/tree/file; readlink /srv/tree/link"]).text == (
+    left.copy_in(str(tmp_path / "tree"), "/root")
+    assert left.run(["sh", "-c", "stat -c '%s %u' /root/tree/file; readlink /root/tree/link"]).text == (
         "300000 0\nfile\n"
     )
-    left.copy_out("/srv/tree", str(tmp_path / "back"))
+    left.copy_out("/root/tree", str(tmp_path / "back"))
     assert (tmp_path / "back/file").read_bytes() == b"x" * 300_000
     assert (tmp_path / "back/link").is_symlink()
-    assert rig.ssh.run(["test", "-e", "/srv/tree"]).code == 1, "it landed in the machine"
+    assert rig.ssh.run(["test", "-e", "/root/tree"]).code == 1, "it landed in the machine"
 
 
 def test_logs_figures_and_attributes(rig: Rig) -> None:
@@ -229,7 +245,7 @@ def test_logs_figures_and_attributes(rig: Rig) -> None:
     assert seen[rows[0].host_pid].command.startswith("sh -c echo out")
     assert seen[1].ppid == 0 and any(one.kernel and one.command == "[kthreadd]" for one in seen.values())
     # File capabilities came over with the layer, as far as this Debian's ping has them.
-    here = Path(rig.left.layers[0], "usr/bin/ping")
+    here = Path(rig.left.layers[-1], "usr/bin/ping")
     there = f"/var/lib/labctl/layers/{here.parents[2].name}/usr/bin/ping"
     found = rig.ssh.run(["python3", "-c", "import os, sys; print(os.listxattr(sys.argv[1]))", there])
     assert found.text.strip() == str(os.listxattr(here))
@@ -248,7 +264,7 @@ def test_pause_and_resume(rig: Rig) -> None:
 
 def test_stop_and_start_again(rig: Rig) -> None:
     left = rig.machine("left")
-    left.run(["touch", "/srv/kept"])
+    left.run(["touch", "/root/kept"])
     follower = left.logs("stdout", follow=True)
     assert next(follower).data == b"out\n"
     left.stop(10.0)
@@ -259,7 +275,7 @@ def test_stop_and_start_again(rig: Rig) -> None:
         left.run(["true"])
     rig.left.make()
     assert rig.left.look().there
-    assert left.run(["test", "-e", "/srv/kept"]).code == 0
+    assert left.run(["test", "-e", "/root/kept"]).code == 0
     rig.left.make()
 
 
@@ -299,10 +315,10 @@ def test_an_image_that_is_a_disk_of_the_machine(
     cache: Path, tmp_path: Path, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(cache / "images")
-    root = image_disk(store, store.resolve("base"), cache)
+    root, contents = (image_disk(store, store.resolve(name), cache) for name in ("base", "micro"))
     serial = disk_serial(rig.left.image)
     assert len(serial) == 20
-    extra = ["-drive", f"if=none,id=more,file={root},format=raw,readonly=on"]
+    extra = ["-drive", f"if=none,id=more,file={contents},format=raw,readonly=on"]
     extra += ["-device", f"virtio-blk-pci,drive=more,serial={serial}"]
     argv_of = boot_rig._argv
     monkeypatch.setattr(boot_rig, "_argv", lambda *words: [*argv_of(*words), *extra])

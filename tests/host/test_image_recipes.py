@@ -21,6 +21,7 @@ from labctl.image.model import Image, host_arch
 from labctl.image.runner import OverlayRunner, Step
 from labctl.image.store import Store
 from tests.e2e.labs import until
+from tests.shared_images import share
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -183,9 +184,9 @@ def test_killed_builds_leave_no_half_image(store: Store) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_base_and_a_layer_on_top(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_base_and_a_layer_on_top(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A real Debian, with what issue and recipe promise; and apt works on top of it."""
-    store = Store(cache / "images")
+    share(store, "base")
     shutil.copytree(recipe.data("images"), tmp_path / "recipes")
     (tmp_path / "recipes/more").mkdir()
     (tmp_path / "recipes/more/recipe.yaml").write_text("from: base\npackages: [bc]\n")
