@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from labctl.home import Home
+from tests.e2e.forked import Forked
 from tests.e2e.labs import CONTAINERS as NEEDED
 from tests.e2e.labs import use_shared_cache
 
@@ -51,19 +50,12 @@ volumes: {keep: {}}
 class Crash:
     """A lab in a home of its own whose verbs are killed at numbered points."""
 
-    def __init__(self, home: Home, profile: Path) -> None:
-        self.home, self.profile = home, profile
+    def __init__(self, home: Home, profile: Path, labctl: Forked) -> None:
+        self.home, self.profile, self.labctl = home, profile, labctl
 
     def run(self, verb: str, fault: str = "") -> subprocess.CompletedProcess[str]:
         argv = [verb, str(self.profile), "--allow-privileged"] if verb == "up" else [verb, "crash"]
-        return subprocess.run(
-            [sys.executable, "-m", "labctl.cli", *argv],
-            env={**os.environ, "LABCTL_FAULT": fault},
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        return self.labctl.run(*argv, LABCTL_FAULT=fault)
 
     def good(self, verb: str, fault: str = "") -> None:
         done = self.run(verb, fault)
@@ -92,7 +84,11 @@ def killed_everywhere(
     use_shared_cache(home)
     profile = tmp_path / "crash.yaml"
     profile.write_text(text)
-    crash = Crash(home, profile)
+    with Forked() as labctl:
+        return _killed_everywhere(Crash(home, profile, labctl), tmp_path, verb, since)
+
+
+def _killed_everywhere(crash: Crash, tmp_path: Path, verb: str, since: Callable[[], list[str]]) -> int:
     points = crash.points(verb, tmp_path / "points")
     for number, point in enumerate(points, 1):
         if verb == "down":
