@@ -88,7 +88,10 @@ def copy_out(tree: Tree, src: str, dest: str, stream: IO[bytes] | None, where: s
         return Copied()
     there, target = trees.look(dest)
     landing = _landing(dest, there, target, dest, kind == "dir", _is_content(src), _base(path))
-    unpacker = trees.Unpacker(landing.folder, trusted=False, owners=os.geteuid() == 0)
+    try:
+        unpacker = trees.Unpacker(landing.folder, trusted=False, owners=os.geteuid() == 0)
+    except OSError as error:
+        raise UsageError(f"cannot write {dest}: {landing.folder}: {error.strerror}") from error
     _, done = through_pipe(
         lambda out: tree.pack(out, folder, name),
         lambda inp: unpacker.unpack(inp, (name, landing.name)),

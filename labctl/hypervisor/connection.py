@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 OPEN_SECONDS = 20.0
 CALL_SECONDS = 60.0
+HUNG_SECONDS = 60.0  # for so long one that didn't answer isn't asked again
 # Sockets of a system's libvirtd: monolithic, and the QEMU daemon of a modular one.
 SYSTEM_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 SYSTEM_URI = "qemu:///system"
@@ -79,6 +81,7 @@ class Libvirt:
 
 
 _pool: dict[str, Libvirt] = {}
+_hung: dict[str, tuple[float, HostCannot]] = {}  # uri → until when nobody waits for it again, and why
 _pool_lock = threading.RLock()
 _silenced = False
 
@@ -198,6 +201,9 @@ def reach(uri: str, home: Home | None, *, sure: bool = True) -> Libvirt:
             if _alive(known, sure=sure):
                 return known
             known.close()
+        until, failure = _hung.get(uri, (0.0, None))
+        if failure and monotonic() < until:
+            raise HostCannot(failure.message, hint=failure.hint)
         own = home is not None and uri == private.uri(home)
         users = private.join(home) if own and home is not None else -1
         try:
@@ -205,7 +211,10 @@ def reach(uri: str, home: Home | None, *, sure: bool = True) -> Libvirt:
         except LabError as error:
             if users >= 0:
                 os.close(users)
-            raise HostCannot(error.message, hint=_open_hint(uri, error, home if own else None)) from error
+            failure = HostCannot(error.message, hint=_open_hint(uri, error, home if own else None))
+            if isinstance(error, TimedOut):
+                _hung[uri] = monotonic() + HUNG_SECONDS, failure
+            raise failure from error
         link = Libvirt(uri, own, conn, users)
         _pool[uri] = link
         return link
@@ -237,6 +246,9 @@ def _open_hint(uri: str, error: LabError, own: Home | None) -> str:
     """What to do about a libvirt that can't be reached; `own` is the home whose private daemon it is."""
     if own is None and ("ermission denied" in error.message or "authentication" in error.message):
         return "run labctl as root, or join the group libvirt"
+    if own is not None and isinstance(error, TimedOut):
+        pids = " ".join(map(str, sorted(private.daemons(own))))
+        return f"labctl's own libvirtd hangs: kill -9 {pids}, and run the command again; the machines go on"
     if error.hint and not isinstance(error, Refused):
         return error.hint
     if own is not None:

@@ -356,9 +356,14 @@ def _is_daemon(pid: int) -> bool:
     return os.path.basename(_command(pid)[0] if _command(pid) else b"") == b"libvirtd"  # noqa: PTH119 - bytes
 
 
+def daemons(home: Home) -> set[int]:
+    """The pids of every libvirtd of ours."""
+    return {pid for pid in members(home) if _is_daemon(pid)}
+
+
 def _end_daemons(home: Home) -> None:
     """End every libvirtd of ours; the QEMUs stay."""
-    end_processes({pid for pid in members(home) if _is_daemon(pid)}, STOP_SECONDS)
+    end_processes(daemons(home), STOP_SECONDS)
 
 
 def end_processes(pids: set[int], seconds: float) -> None:

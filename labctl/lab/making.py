@@ -11,7 +11,7 @@ from dataclasses import replace
 from labctl.errors import Foreign, LabError, UsageError
 from labctl.events import Emit, Event, NodePhase, Note, StepDone, StepFailed, StepStarted, silent
 from labctl.home import Home
-from labctl.lab import addresses, again, facts, inputs, journal, places, planner
+from labctl.lab import addresses, again, facts, inputs, journal, places, planner, stopping
 from labctl.lab.looking import lab_status, opened, status_of
 from labctl.lab.model import LabStatus, Options, PlanResult, UpResult
 from labctl.lab.names import lab_id
@@ -193,6 +193,8 @@ def up(profile: Profile, options: Options, emit: Emit = silent) -> UpResult:
             locked(options.home.state / "locks" / mine, f"up {profile.name}", wait=options.wait),
             journal.kept(options.home, profile.name, mine, "up", emit) as tell,
         ):
+            if known := ledger.lab(mine):
+                _finish_stops(ledger, known, options, tell)
             status, done = _made(ledger, profile, options, tell)
     return UpResult(status, done.changes, time.monotonic() - began)
 
@@ -221,6 +223,13 @@ def _made(
     status = lab_status(ledger, row)
     remember(ledger, planned.graph, planned.records.values(), status, watch, options)
     return status, done
+
+
+def _finish_stops(ledger: Ledger, row: LabRow, options: Options, emit: Emit) -> None:
+    if stopping.begun(options.home, row):
+        from labctl.lab import power
+
+        power.finish_stops(ledger, row, options.home, emit)
 
 
 def _doubting(emit: Emit, profile: Profile) -> Emit:

@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 
 from labctl.errors import Failures, LabError, TimedOut, UsageError
 from labctl.events import Emit, NodePhase, Note, silent
-from labctl.lab import journal, nesting
+from labctl.home import Home
+from labctl.lab import journal, nesting, stopping
 from labctl.lab.looking import lab_status, opened, record_named
 from labctl.lab.model import Options
-from labctl.resource import executor
+from labctl.resource import executor, faults
 from labctl.resource.ledger import LabRow, Ledger, Row
 from labctl.resource.lock import locked
 from labctl.resource.protocol import Resource
@@ -28,6 +29,8 @@ def start(targets: Sequence[Target], options: Options, emit: Emit = silent) -> N
     Running ones are left as they are.  Raises Failures, Busy.
     """
     with _held(targets, options, "start", emit) as (ledger, found, tell):
+        for row in {row.id: row for row, _ in found}.values():
+            finish_stops(ledger, row, options.home, tell)
         off = [node for node in found if not _main(ledger, node).look().there]
         _each(ledger, nesting.machines_first(nesting.with_inside(ledger, found, off)), "start", tell, _start)
 
@@ -43,8 +46,23 @@ def stop(targets: Sequence[Target], options: Options, emit: Emit = silent, *, fo
             nesting.inside_first(found),
             "stop",
             tell,
-            lambda books, row, record, told: _stop(books, row, record, told, force),
+            lambda books, row, record, told: _stop(books, row, record, told, force, options.home),
         )
+
+
+def finish_stops(ledger: Ledger, row: LabRow, home: Home, emit: Emit = silent) -> None:
+    """Finish the stops that a killed labctl has begun; the caller holds the lab's lock.
+
+    A machine that can't be asked is left to whoever looks at it next.
+    """
+    records = ledger.nodes(row.id)
+    for name in stopping.begun(home, row):
+        if name in records:
+            try:
+                _stop(ledger, row, NodeRecord.from_json(records[name]), emit, False, home)
+            except LabError as error:
+                emit(Note(row.id, f"{name}: its stop could not be finished: {error.message}", "warning"))
+        stopping.forget(home, row, name)
 
 
 def restart(targets: Sequence[Target], options: Options, emit: Emit = silent, *, force: bool = False) -> None:
@@ -99,7 +117,7 @@ def _each(
     for level in levels:
         with Pool(8) as pool:
             jobs = [
-                (row, record, pool.submit(act, ledger, row, record, emit))
+                (row, record, pool.submit(_pointed, verb, act, ledger, row, record, emit))
                 for row, record in level
                 if (row.id, record.inside) not in failed
             ]
@@ -113,6 +131,19 @@ def _each(
         raise failures[0]
     if failures:
         raise Failures(f"{verb} failed for {len(failures)} nodes", failures)
+
+
+def _pointed(
+    verb: str,
+    act: Callable[[Ledger, LabRow, NodeRecord, Emit], None],
+    ledger: Ledger,
+    row: LabRow,
+    record: NodeRecord,
+    emit: Emit,
+) -> None:
+    faults.point(f"{verb}:before:{record.name}")
+    act(ledger, row, record, emit)
+    faults.point(f"{verb}:after:{record.name}")
 
 
 def _main(ledger: Ledger, node: nesting.Placed) -> Resource:
@@ -146,13 +177,20 @@ def _row(rows: dict[str, Row], record: NodeRecord) -> Row:
     return rows[record.main_key]
 
 
-def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bool) -> None:
+def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bool, home: Home) -> None:
     timeout = 0.0 if force else record.stop_timeout
     main = _main(ledger, (row, record))
     if nesting.machine_state(ledger, (row, record)) == "stopped":
         emit(NodePhase(row.id, record.name, "stopped"))  # with its machine
         return
     nesting.need_machine(ledger, (row, record))
+    known = {r.key: r for r in ledger.resources(row.id)}[record.main_key]
+    with stopping.noted(ledger, home, row, record.name, known):
+        _end(main, record, timeout)
+    emit(NodePhase(row.id, record.name, "stopped"))
+
+
+def _end(main: Resource, record: NodeRecord, timeout: float) -> None:
     if record.tier == "container":
         from labctl.tiers import machines
 
@@ -167,7 +205,6 @@ def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bo
         else:
             assert isinstance(main, Domain)
             power.stop(main, timeout, lambda: _power_off(record))
-    emit(NodePhase(row.id, record.name, "stopped"))
 
 
 def _power_off(record: NodeRecord) -> None:

@@ -7,7 +7,7 @@ from labctl.events import Emit, Note, silent
 from labctl.lab import journal
 from labctl.lab.looking import opened
 from labctl.lab.model import Leftover, Options
-from labctl.resource import executor
+from labctl.resource import executor, faults
 from labctl.resource.ledger import LabRow, Ledger
 from labctl.resource.lock import locked
 
@@ -76,6 +76,7 @@ def collect(options: Options, emit: Emit = silent, *, dry_run: bool = True) -> l
             continue
         error = ""
         if not dry_run:
+            faults.point(f"gc:before:{thing.kind}:{thing.name}")
             try:
                 thing.remove()
             except LabError as failure:

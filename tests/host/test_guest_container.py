@@ -154,6 +154,9 @@ def test_where_copies_land(box: ContainerMachine, tmp_path: Path) -> None:
         box.copy_in(f"{tmp_path}/d", "/etc/passwd")
     with pytest.raises(UsageError, match="there is no lab/box:/none"):
         box.copy_out("/none", str(tmp_path))
+    (tmp_path / "astray").symlink_to("no-folder/name")
+    with pytest.raises(UsageError, match=r"cannot write .*astray: .*no-folder: No such file"):
+        box.copy_out("/etc/passwd", str(tmp_path / "astray"))
     with pytest.raises(LabError, match=r"lab/box: .*No such file"):
         box.copy_in(f"{tmp_path}/d/f", "/no/such/place/f")
     archive = io.BytesIO()

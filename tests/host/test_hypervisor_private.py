@@ -16,7 +16,7 @@ import pytest
 
 from labctl.errors import HostCannot, TimedOut
 from labctl.home import Home
-from labctl.hypervisor import private
+from labctl.hypervisor import connection, private
 from labctl.hypervisor.connection import Lost, close_all, connect, reach, release
 from labctl.hypervisor.daemon import LibvirtDaemon
 from labctl.looks import Owner, Presence
@@ -108,7 +108,8 @@ def test_a_daemon_without_its_reaper_is_ended_too(home: Home) -> None:
     assert not private.members(home)
 
 
-def test_a_hung_daemon_is_an_error_in_bounded_time(home: Home) -> None:
+def test_a_hung_daemon_is_an_error_in_bounded_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "OPEN_SECONDS", 1.0)
     link = connect("private", home)
     pid = daemon_pid(home)
     os.kill(pid, signal.SIGSTOP)
@@ -116,6 +117,14 @@ def test_a_hung_daemon_is_an_error_in_bounded_time(home: Home) -> None:
     with pytest.raises(TimedOut, match=r"did not answer within 0\.5 s"):
         link.call("virtual machine x", lambda conn: conn.listAllDomains(), seconds=0.5)
     assert time.monotonic() - begun < 2
+    # A new connection gets no answer either, is told what to do, and is not waited for a second time.
+    for seconds in (3.0, 0.5):
+        begun = time.monotonic()
+        with pytest.raises(HostCannot) as caught:
+            connect("private", home)
+        assert f"kill -9 {pid}," in caught.value.hint
+        assert time.monotonic() - begun < seconds
+    monkeypatch.setattr(connection, "_hung", {})
     os.kill(pid, signal.SIGCONT)
     assert connect("private", home).call("domains", lambda conn: conn.listAllDomains()) == []
 
