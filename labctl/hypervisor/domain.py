@@ -209,7 +209,8 @@ class Domain:
         if mark != self.mark:
             return Look(Presence.FOREIGN, f"the libvirt domain {self.domain} belongs to {holder(mark)}")
         if digest != digest_of(self):
-            return Look(Presence.BROKEN, "defined differently")
+            running = found.state()[0] in (library().VIR_DOMAIN_RUNNING, library().VIR_DOMAIN_BLOCKED)
+            return Look(Presence.BROKEN, "defined differently", {"running": running})
         state, reason = (int(value) for value in found.state()[:2])
         look = _look_of(state, reason)
         if self.graphics and look.there:
@@ -222,8 +223,19 @@ class Domain:
         return panic.last_words(self.console_log)
 
     def outlook(self, old: Domain, look: Look | None) -> Outlook:
-        """QEMU is started anew for whatever differs."""
+        """Further cards and disks are attached where that can be; QEMU is started anew for all else."""
+        from labctl.hypervisor import live
+
+        if live.only_adds(old, self) and live.possible(self, look):
+            return Outlook(Way.LIVE, "attached live")
         return Outlook(Way.RESTART, "restart needed, its disks are kept")
+
+    def change(self, old: Domain) -> bool:
+        """Attach the further cards and disks.  Raises LabError, TimedOut."""
+        from labctl.hypervisor import live
+
+        live.attach(self)
+        return True
 
     def rest(self) -> None:
         """Wait for it to power off, having pressed its power button, and end it after REST_SECONDS."""

@@ -218,6 +218,18 @@ def node_text(config: BootConfig, digest: str = "", at: int = 0) -> str:
     return "\n".join(lines) + "\n"
 
 
+def told_later(config: BootConfig) -> tuple[str, ...]:
+    """The lines for templates/host/attach: all cards and disks, each line a call of a function there."""
+    cards = [shlex.join(["card", nic.mac.lower()]) for nic in config.interfaces]
+    mounts = [line for line in _mounts(config) if line.startswith("volume ")]
+    return (*cards, *_network(config), *mounts)
+
+
+def resolver_text(config: BootConfig) -> str:
+    """The machine's /etc/resolv.conf; "" when labctl writes none."""
+    return dict(_etc(config)).get("resolv.conf", "")
+
+
 def _network(config: BootConfig) -> Iterator[str]:
     if not config.ipv6:
         yield "setting net/ipv6/conf/all/disable_ipv6 1"

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from labctl.linux import netlink, netns
 from labctl.linux.netlink import Link, Netlink, NetlinkError, Request
@@ -223,6 +223,34 @@ def _make_one(host: Netlink, node: Node, links: dict[str, Link], begun: netns.Ow
             write_sysctl(path, value)
         inside.do(*_inside(node, indices))
     netns.bind(node.path)
+
+
+def extend_node(node: Node, had: int) -> None:
+    """Give a network that stands the interfaces of `node` after the first `had`; what a killed run left of
+    them is made anew.
+
+    Raises OSError; errno EEXIST where a name is taken by a link that isn't ours.
+    """
+    netns.in_thread(lambda: _extend(node, had))
+
+
+def _extend(node: Node, had: int) -> None:
+    more = replace(node, nics=node.nics[had:], routes=(), gateway4="", gateway6="")
+    with Netlink() as host:
+        links = netlink.by_name(host.links())
+        if (holder := _holder(more, links)) is not None:
+            raise holder
+        left = [links[nic.host_name] for nic in more.nics if nic.host_name in links]
+        delete_links(host, left, {link.group for link in links.values()})
+        fd = os.open(node.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            host.do(*_pairs(more, links, fd))
+            netns.enter_fd(fd)
+        finally:
+            os.close(fd)
+        with Netlink() as inside:
+            inside.do(*_inside(more, {link.name: link.index for link in inside.links()}))
+        _wait_for_carrier(host, [more])
 
 
 def _sysctls(node: Node, own: list[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import field
-from typing import ClassVar, Self
+from dataclasses import field, replace
+from typing import Any, ClassVar, Self
 
 from labctl.errors import Foreign, LabError
 from labctl.linux import netlink, netnode
 from labctl.linux.netlink import Netlink
 from labctl.linux.netnode import Nic, Node
-from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence, Signs
+from labctl.looks import ABSENT, PRESENT, Look, Outlook, Owner, Presence, Signs, Way
 from labctl.network.model import Interface, NodeRoute
 from labctl.records import dataclass
 
@@ -108,6 +108,25 @@ class NodeNet:
         """The host's ends of its links, and the mounts that keep its namespaces."""
         places = (self.path, self.userns) if self.userns else (self.path,)
         return Signs(links=tuple(i.host_name for i in self.interfaces), places=places)
+
+    def outlook(self, old: NodeNet, look: Look | None) -> Outlook:
+        """Further interfaces are added while the node runs; anything else means another network."""
+        wiring: dict[str, Any] = {"interfaces": old.interfaces, "needs": old.needs, "after": old.after}
+        more = self.interfaces[len(old.interfaces) :]
+        only_more = (
+            replace(self, **wiring) == old and self.interfaces[: len(old.interfaces)] == old.interfaces
+        )
+        # Of a network that is whole but for them, the first is what a look misses.
+        whole = look is None or look.there or look.detail in [f"link {i.host_name} is missing" for i in more]
+        return Outlook(Way.LIVE, "attached live") if only_more and more and whole else Outlook(Way.ANEW)
+
+    def change(self, old: NodeNet) -> bool:
+        """Add the further interfaces.  Raises Foreign, LabError."""
+        try:
+            netnode.extend_node(self.plain(), len(old.interfaces))
+        except OSError as error:
+            raise _error(error) from error
+        return True
 
     def _foreign(self, link: netlink.Link | None) -> bool:
         return link is not None and link.alias != self.mark

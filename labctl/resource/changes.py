@@ -105,7 +105,7 @@ def _judge(
     if replaced:
         return Action.REPLACE, f"{replaced[0]} is replaced", ""
     spec = encode(resource)
-    why = diff_fields(row.spec, spec) if spec != row.spec and differs(resource, row.spec, spec) else []
+    why = _differences(row.spec, spec) if spec != row.spec and differs(resource, row.spec, spec) else []
     moved = [change for change in below if _moves(change) and change.kind in stands_on(resource)]
     if moved and row.state == "made":
         verb = "is changed" if moved[0].action is Action.CHANGE else "is started again"
@@ -118,6 +118,12 @@ def _judge(
     if why:
         return _changed(resource, row, look, why)
     return *_as_it_is(row, look, afresh), ""
+
+
+def _differences(old: str, new: str) -> list[str]:
+    """In words; what it needs is told only where nothing else is."""
+    found = diff_fields(old, new)
+    return [text for text in found if not text.startswith(("needs", "after"))] or found
 
 
 def _moves(change: Change) -> bool:
@@ -141,10 +147,8 @@ def _changed(resource: Resource, row: Row, look: Look | None, why: Sequence[str]
     outlook: Outlook = ask(old, look)
     if outlook.told:
         reason = f"{reason}; {outlook.told}"
-    if outlook.way in (Way.LIVE, Way.STILL):
-        broken = look is not None and look.presence in (Presence.BROKEN, Presence.FOREIGN)
-        return Action.REPLACE if broken else Action.CHANGE, reason, str(outlook.way)
-    return Action.RESTART if outlook.way is Way.RESTART else Action.REPLACE, reason, str(outlook.way)
+    action = {Way.RESTART: Action.RESTART, Way.ANEW: Action.REPLACE}.get(outlook.way, Action.CHANGE)
+    return action, reason, str(outlook.way)
 
 
 def _as_it_is(row: Row, look: Look | None, afresh: Action) -> tuple[Action, str]:

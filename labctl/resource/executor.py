@@ -211,7 +211,8 @@ class _Steps:
         if not self._timed("change", item, lambda: attempt(load(row))):
             return False
         # A change in place that dies between the act and this line is seen as a difference again.
-        self.ledger.intend(self._lab_row(), [replace(_row(self.lab, item, self.ledger.boot), state="made")])
+        now = replace(_row(self.lab, item, self.ledger.boot), state="made", seconds=row.seconds)
+        self.ledger.intend(self._lab_row(), [now])
         faults.point(f"change:after:{key_of(item)}")
         return True
 

@@ -80,7 +80,9 @@ class Changeable(Protocol):
     """
 
     def outlook(self, old: Self, look: Look | None) -> Outlook:
-        """What becomes of `old`, which is there and looks so.  Pure.
+        """What becomes of `old`.  Pure.
+
+        `look` was taken of this one, so that one that is there may look broken in that it is not so yet.
 
         Raises UsageError for a change that must not be made.
         """

@@ -9,6 +9,7 @@ from labctl.tiers.record import InterfaceRecord, NodeRecord, PortRecord
 from labctl.tiers.steps import Provision, Reach, ReadyWait, Script
 
 if TYPE_CHECKING:
+    from labctl.image.bootconfig import BootConfig
     from labctl.profile.models import Mount, Node
     from labctl.resource.protocol import Resource
     from labctl.tiers.context import NodeFacts
@@ -119,12 +120,16 @@ def life(
     *,
     mounts: tuple[str, ...] = (),
     netns: str = "",
+    boot: BootConfig | None = None,
 ) -> list[Resource]:
     """Reach it (and run its start-up script), provision it, wait for it: always all that apply.
 
     `mounts` are the folders that a machine mounts by itself as it boots.  `netns` is the
-    network namespace in which its ports are asked for, "" where this host reaches them.
+    network namespace in which its ports are asked for, "" where this host reaches them.  `boot` is what a
+    machine is told, where it can be told of more while it runs.
     """
+    from labctl.image.bootconfig import resolver_text, told_later
+
     node, owner = facts.node, facts.lab.owner
     record = way_to(record)
     steps: list[Resource] = [
@@ -137,6 +142,8 @@ def life(
             timeout=reach_seconds,
             startup=node.startup,
             mounts=mounts,
+            told=told_later(boot) if boot else (),
+            resolver=resolver_text(boot) if boot else "",
         )
     ]
     last = f"reach:{node.name}"

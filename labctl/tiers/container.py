@@ -219,6 +219,8 @@ class LabKeeper:
             raise LabError(f"the lab's keeper does not end: {error}") from error
 
 
+_NAMES = ("/etc/hosts", "/etc/resolv.conf")  # what is read again by those who go by it
+
 # What a container without a command does: be there, so that commands can be run in it.
 IDLE = ("sleep", "infinity")
 
@@ -304,14 +306,17 @@ class ContainerNode:
         return told
 
     def outlook(self, old: ContainerNode, look: Look | None) -> Outlook:
-        """Limits change while it runs; anything else means another container."""
-        same = replace(self, config="", stop_timeout=0.0) == replace(old, config="", stop_timeout=0.0)
-        if same and changed_limits(self.config, old.config) is not None:
+        """Limits and names change while it runs; anything else means another container."""
+        mild: dict[str, Any] = {"config": "", "stop_timeout": 0.0, "files": {}}
+        same = replace(self, **mild) == replace(old, **mild) and self.files.keys() == old.files.keys()
+        names = all(self.files[path] == old.files[path] for path in self.files if path not in _NAMES)
+        broken = look is not None and look.presence is Presence.BROKEN
+        if same and names and not broken and changed_limits(self.config, old.config) is not None:
             return Outlook(Way.LIVE)
         return Outlook(Way.ANEW)
 
     def change(self, old: ContainerNode) -> bool:
-        """Set its limits; one that has ended is started again with them."""
+        """Set its limits and names; one that has ended is started again with them."""
         limits = changed_limits(self.config, old.config)
         if limits is None:
             return False
@@ -321,7 +326,13 @@ class ContainerNode:
             self.make()
             return True
         try:
-            client.update(self.name, limits)
+            for path in _NAMES:
+                if self.files.get(path) != old.files.get(path):
+                    _put(
+                        f"{self.folder}/etc/{Path(path).name}", self.files[path]
+                    )  # the file that it has mounted
+            if self.config != old.config:
+                client.update(self.name, limits)
             Path(self.folder, "config.json").write_text(self.config)
         except (ContainerError, OSError) as error:
             raise LabError(f"container {self.name}: its limits can't be changed: {error}") from error

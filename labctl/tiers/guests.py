@@ -21,7 +21,7 @@ from labctl.hypervisor import connection, panic
 from labctl.hypervisor.connection import Libvirt, Lost, Missing
 from labctl.hypervisor.domain import LOOK_SECONDS, START_SECONDS, Domain, DomainDisk, DomainNic
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL
-from labctl.looks import Look, Presence
+from labctl.looks import Look, Outlook, Presence, Way
 from labctl.profile.types import Firmware, Graphics
 from labctl.records import dataclass
 from labctl.resource.protocol import Resource
@@ -201,6 +201,10 @@ class Guest(Domain):
                 f"{place.address}",
                 hint=f"labctl logs {self.host_domain.name}; labctl restart {self.host_domain.name}",
             ) from error
+
+    def outlook(self, old: Domain, look: Look | None) -> Outlook:
+        """Whatever differs, it is started anew: its files come through the host machine."""
+        return Outlook(Way.RESTART, "restart needed, its disks are kept")
 
     def make(self) -> list[str]:
         """Bring its files to where the host machine's tools find them, define and start it; one that hangs

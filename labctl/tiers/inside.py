@@ -162,7 +162,8 @@ class InsideContainer:
     def outlook(self, old: InsideContainer, look: Look | None) -> Outlook:
         """Limits change while it runs; anything else means another container."""
         same = replace(self, config="") == replace(old, config="")
-        live = same and changed_limits(self.config, old.config) is not None
+        broken = look is not None and look.presence is Presence.BROKEN
+        live = same and not broken and changed_limits(self.config, old.config) is not None
         return Outlook(Way.LIVE if live else Way.ANEW)
 
     def change(self, old: InsideContainer) -> bool:

@@ -6,6 +6,7 @@ nodes may wait for.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -40,6 +41,8 @@ class Reach:
     timeout: float = 60.0  # seconds
     startup: str = ""
     mounts: tuple[str, ...] = ()  # what a machine must have mounted before anything counts on it
+    told: tuple[str, ...] = ()  # its cards and volumes, in the words of templates/host/attach
+    resolver: str = ""  # its /etc/resolv.conf
 
     @property
     def batched(self) -> bool:
@@ -77,13 +80,35 @@ class Reach:
         return Signs()
 
     def change(self, old: Reach) -> bool:
-        """A changed script is run; any other change means only that the node must answer."""
-        from labctl.tiers.machines import machine, wait_reachable
+        """A machine is told of what it got since; a changed script is run; the node must answer."""
+        from labctl.tiers.machines import machine, ssh_machine, wait_reachable
 
         wait_reachable(self.record, self.timeout)
+        if old.told and (self.told, self.resolver) != (old.told, old.resolver):
+            self._tell(old)
+        if self.mounts != old.mounts:
+            refuse_unmounted(self.name, ssh_machine(self.record), self.mounts)
         if self.startup and self.startup != old.startup:
             run_startup(self.name, machine(self.record), self.startup)
         return True
+
+    def _tell(self, old: Reach) -> None:
+        """Let a running machine set up the cards and disks that it got.  Raises LabError with its words."""
+        from labctl.data import data
+        from labctl.tiers.machines import ssh_machine
+
+        lines = [data("templates", "host", "attach").read_text()]
+        lines += [line for line in self.told if line not in old.told]
+        if self.resolver != old.resolver:
+            lines.append(f"printf %s {shlex.quote(self.resolver)} >/etc/resolv.conf")
+        script = "\n".join(lines) + "\n"
+        target = ssh_machine(self.record)
+        done = target.run(["sh", "-s"], input=script.encode(), user="0", timeout=60, own_tools=True)
+        if done.code:
+            said = done.errors.strip().splitlines()[-1:] or [f"exit code {done.code}"]
+            raise LabError(
+                f"{self.name} did not take what it was given: {said[0]}", hint=f"labctl restart {self.name}"
+            )
 
     def outlook(self, old: Reach, look: Look | None) -> Outlook:
         """Nothing of it is replaced."""

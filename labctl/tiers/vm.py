@@ -32,9 +32,8 @@ def plan(facts: NodeFacts) -> Planned:
     record = record_of_vm(facts)
     disk = disk_of(facts)
     domain = domain_of(facts)
-    steps = life(
-        facts, record, f"domain:{facts.node.name}", REACH_SECONDS[facts.choice.tier], mounts=mounts_of(facts)
-    )
+    seconds, mounts = REACH_SECONDS[facts.choice.tier], mounts_of(facts)
+    steps = life(facts, record, f"domain:{facts.node.name}", seconds, mounts=mounts, boot=disk.boot)
     resources: list[Resource] = [disk, *disks.made_of(facts), *nvram_of(facts), domain, *steps]
     return Planned(resources, record)
 

@@ -89,6 +89,8 @@ class VmDisk:
         """
         if (old.backing, old.folder, old.form) != (self.backing, self.folder, self.form):
             return Outlook(Way.ANEW, "its disk is made anew")
+        if look is not None and look.presence is Presence.BROKEN:
+            return Outlook(Way.ANEW, look.detail)
         before, now = old.bytes(), self.bytes()
         if now < before:
             raise UsageError(
@@ -101,10 +103,21 @@ class VmDisk:
                 f"{self.name}: a User Mode Linux's disk can't grow",
                 hint="take the node down first, which loses what it wrote",
             )
-        if replace(self, size=0) == replace(old, size=0) and now == before:
+        if now == before and self._only_adds(old):
             return Outlook(Way.LIVE)
         grown = f"grown from {before >> 20} to {now >> 20} MiB, " if now > before else ""
         return Outlook(Way.STILL, f"its disk is {grown}kept")
+
+    def _only_adds(self, old: VmDisk) -> bool:
+        """Whether all that differs are further cards, volumes and name servers, which a running machine can
+        be told of (labctl.tiers.steps.Reach)."""
+        boot, was = self.boot, old.boot
+        more = {name: getattr(was, name) for name in ("interfaces", "volumes", "dns")}
+        return (
+            replace(self, size=0, boot=replace(boot, **more)) == replace(old, size=0)
+            and boot.interfaces[: len(was.interfaces)] == was.interfaces
+            and boot.volumes[: len(was.volumes)] == was.volumes
+        )
 
     def bytes(self) -> int:
         """How large the machine sees its disk, in bytes; 0 when its backing file is not there."""

@@ -177,6 +177,35 @@ def test_an_edit_keeps_what_the_machine_wrote(
     assert host_inventory() == []
 
 
+@pytest.mark.long
+def test_cards_and_disks_come_while_it_runs(
+    home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]
+) -> None:
+    small = EDITED.replace("lan: {}, back: {}", "lan: {}").replace(
+        "    disks: {data: {size: 16MiB, mount: /data}}\n", ""
+    )
+    lab = Lab(home, tmp_path, "edit", small)
+    lab.up()
+    began = lab.starts("m")
+    lab.write(EDITED.replace("[lan]", "[lan, back]") + "  c: {image: micro, networks: [back]}\n")
+    told = touched(json.loads(lab.good("plan", str(lab.file), "--json")))
+    assert told["domain:m"].startswith("change: ") and told["domain:m"].endswith("attached live")
+    for point in ("change:before:domain:m", "change:after:domain:m", "change:before:reach:m"):
+        assert lab.run("up", str(lab.file), LABCTL_FAULT=f"kill@{point}").returncode == -9, point
+    lab.up()
+    assert lab.starts("m") == began and lab.states() == {"m": "ready", "c": "ready"}
+    assert lab.sh("m", "ping -c 1 -W 20 c >/dev/null && cat /sys/class/net/eth1/operstate") == "up"
+    assert lab.sh("m", "echo kept >/data/kept; grep -c ' /data ext4 ' /proc/mounts") == "1"
+    assert touched(lab.up()) == {}
+    lab.good("restart", "edit/m")
+    assert lab.sh("m", "ping -c 1 -W 20 c >/dev/null && cat /data/kept") == "kept"
+    lab.write(EDITED)
+    assert touched(lab.up())["domain:m"].startswith("restart: "), "nothing is taken from a machine as it runs"
+    assert lab.sh("m", "cat /data/kept; ls /sys/class/net").split() == ["kept", "eth0", "lo"]
+    lab.down()
+    assert host_inventory() == []
+
+
 @pytest.mark.needs("ovmf")
 @pytest.mark.long
 def test_uefi_and_a_screen(home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]) -> None:

@@ -83,6 +83,28 @@ def test_a_second_up_changes_only_what_differs_and_says_why(make_lab: Maker, hos
     gone(lab, host_inventory)
 
 
+def test_a_further_network_reaches_a_container_as_it_runs(make_lab: Maker, host_inventory: Since) -> None:
+    lab = make_lab("nodes: {a: {image: micro, networks: [lan]}}\nnetworks: {lan: {}}\n")
+    lab.up()
+    began = lab.starts("a")
+    lab.sh("a", "echo kept > /root/mine")
+    nodes = "{a: {image: micro, networks: [lan, x, y]}, b: {image: micro, networks: [y]}}"
+    lab.write(f"name: lab\nnodes: {nodes}\nnetworks: {{lan: {{}}, x: {{}}, y: {{}}}}\n")
+    plan = json.loads(lab.good("plan", str(lab.file), "--json"))
+    for point in ("change:before:net:a", "change:after:net:a", "change:before:container:a"):
+        assert lab.run("up", str(lab.file), LABCTL_FAULT=f"kill@{point}").returncode == -9, point
+    lab.up()
+    assert touched(plan)["net:a"].startswith("change: ") and touched(plan)["net:a"].endswith("attached live")
+    assert lab.starts("a") == began and lab.sh("a", "cat /root/mine") == "kept"
+    assert lab.sh("a", "ls /sys/class/net").split() == ["eth0", "eth1", "eth2", "lo"]
+    assert lab.code("a", "ping -c 1 -W 5 b") == 0 and lab.code("b", "ping -c 1 -W 5 a") == 0
+    assert lab.sh("a", "grep -c nameserver /etc/resolv.conf") == "3"
+    assert touched(lab.up()) == {}
+    lab.good("restart", "lab/a")
+    assert lab.code("a", "ping -c 1 -W 5 b") == 0 and lab.sh("a", "cat /root/mine") == "kept"
+    gone(lab, host_inventory)
+
+
 def test_replicas_come_and_go_at_the_end(make_lab: Maker, host_inventory: Since) -> None:
     lab = make_lab("nodes: {web: {image: micro, replicas: 3}}\n")
     lab.up()

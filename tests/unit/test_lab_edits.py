@@ -79,6 +79,38 @@ def test_what_a_machine_is_told_as_it_boots_is_written_while_it_is_off() -> None
     assert found["domain:m"].reason == "vmdisk:m is changed"
 
 
+RUNNING = Look(Presence.BROKEN, "defined differently", {"running": True})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "how"),
+    [
+        ("[lan]", "[lan, back]", "change"),
+        ("{data: ", "{more: 8MiB, data: ", "restart"),  # the order of its disks is their order in it
+        ("mount: /data}", "mount: /data}, more: {size: 8MiB, mount: /more}", "change"),
+        ("mount: /data}", "mount: /data}, more: {size: 8MiB, bus: sata}", "restart"),
+        ("[lan]", "[back, lan]", "restart"),
+        ("[lan]", "[lan, back]\n    memory: 160MiB", "restart"),
+        ("[lan]", "[lan, back]\n    env: {A: b}", "restart"),
+    ],
+)
+def test_further_cards_and_disks_are_attached_live(before: str, after: str, how: str) -> None:
+    text = MACHINE.replace("    memory: 128MiB\n", "")
+    found = edited(graph_of(text), graph_of(text.replace(before, after)), {"domain:m": RUNNING})
+    assert str(found["domain:m"].action) == how
+    assert ("attached live" in found["domain:m"].reason) == (how == "change")
+    off = Look(Presence.BROKEN, "defined differently", {"running": False})
+    found = edited(graph_of(text), graph_of(text.replace(before, after)), {"domain:m": off})
+    assert found["domain:m"].action is Action.RESTART, "one that is off is started as it is wanted now"
+
+
+@pytest.mark.parametrize("more", ["machine: q35", "devices: emulated", "arch: aarch64"])
+def test_a_bus_that_takes_nothing_as_it_runs_means_a_restart(more: str) -> None:
+    text = MACHINE.replace("    memory", f"    {more}\n    memory")
+    found = edited(graph_of(text), graph_of(text.replace("[lan]", "[lan, back]")), {"domain:m": RUNNING})
+    assert found["domain:m"].action is Action.RESTART and "restart needed" in found["domain:m"].reason
+
+
 def test_a_disk_grows_and_does_not_shrink() -> None:
     small = MACHINE.replace("memory:", "disk: 1GiB\n    memory:")
     large = small.replace("1GiB", "2GiB")
@@ -134,6 +166,23 @@ def test_a_container_that_is_made_anew_says_what_goes() -> None:
     stopped = {"container:c": Look(Presence.STOPPED, "ended with 0")}
     found = edited(graph_of(text), graph_of(text.replace("env:", "memory: 64MiB, env:")), stopped)
     assert (found["container:c"].action, found["container:c"].way) == (Action.CHANGE, "live")
+
+
+def test_a_further_network_reaches_a_container_as_it_runs() -> None:
+    text = "nodes: {c: {image: micro, networks: [lan]}}\nnetworks: {lan: {}}\n"
+    before, after = (
+        graph_of(text),
+        graph_of("nodes: {c: {image: micro, networks: [lan, x]}}\nnetworks: {lan: {}, x: {}}\n"),
+    )
+    card = next(item for item in after if item.kind == "net").interfaces[1].host_name  # type: ignore[attr-defined]
+    found = edited(before, after, {"net:c": Look(Presence.BROKEN, f"link {card} is missing")})
+    assert {k: a for k, a in actions(found).items() if k.endswith(":c")} == dict.fromkeys(
+        ("net:c", "container:c", "reach:c", "ready:c"), "change"
+    )
+    assert found["net:c"].reason.endswith("attached live")
+    found = edited(before, after, {"net:c": Look(Presence.BROKEN, "link other is down")})
+    assert found["net:c"].action is Action.REPLACE and found["container:c"].loses
+    assert edited(after, before)["net:c"].action is Action.REPLACE
 
 
 def test_a_machine_inside_a_machine_keeps_its_disk_as_well() -> None:
