@@ -1,8 +1,8 @@
 """A User Mode Linux machine as a resource: a kernel that runs as a program of this host.
 
 Its network cards are taps that labctl opens, puts on their bridges and hands over as open files, so that they
-are gone with the program, whatever ends it.  The program is PID 1 of a PID namespace: each process of the
-guest is a process of the host, and all of them end with it.  Files in the node's folder: uml.json (pid and
+are gone with the program, whatever ends it.  The program has a PID namespace: each process of the guest is a
+process of the host, and all of them end with it.  Files in the node's folder: uml.json (pid and
 start time), uml/m/mconsole (its management console), console.log.  It carries the owner's mark in its
 environment.
 """
@@ -22,7 +22,7 @@ from time import monotonic, sleep
 from typing import ClassVar, Self
 
 from labctl.errors import Foreign, HostCannot, LabError
-from labctl.hypervisor import figures, mconsole, processes
+from labctl.hypervisor import figures, mconsole, panic, processes
 from labctl.hypervisor.figures import Figures
 from labctl.hypervisor.private import end_processes, start_time
 from labctl.linux import netlink, traffic
@@ -36,6 +36,9 @@ END_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _CONSOLE_SECONDS = 5.0
 _PAUSED = "uml.paused"
+# The first program of the PID namespace.  A kernel that panics sends itself SIGABRT until it ends (arch/um,
+# os_dump_core), which the first program of a namespace never hears (pid_namespaces(7)).
+_KEEPER = ("sh", "-c", 'ulimit -c 0; "$@"; exit $?', "sh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ class UmlMachine:
         except OSError as error:
             raise LabError(f"cannot write {folder}: {error.strerror}", hint="is the disk full?") from error
         with _taps(self) as taps, self.console_log.open("ab") as log:
-            words = ["unshare", "--pid", "--fork", "--kill-child", "--", *self.command(taps)]
+            words = ["unshare", "--pid", "--fork", "--kill-child", "--", *_KEEPER, *self.command(taps)]
             try:
                 running = subprocess.Popen(
                     words,
@@ -148,11 +151,15 @@ class UmlMachine:
         return [*words, "con=null", "con0=null,fd:1", "con1=pts", "quiet", "panic=-1", "net.ifnames=0"]
 
     def look(self) -> Look:
-        """Running, paused, stopped or absent."""
+        """Running, paused, stopped, broken (its kernel panicked) or absent."""
         folder = Path(self.folder)
         if self.pid():
             return Look(Presence.PRESENT, "paused" if (folder / _PAUSED).exists() else "running")
-        return Look(Presence.STOPPED, "shut off") if (folder / "uml.json").exists() else ABSENT
+        if not (folder / "uml.json").exists():
+            return ABSENT
+        if died := panic.last_words(str(self.console_log)):
+            return Look(Presence.BROKEN, f"its kernel panicked: {died}")
+        return Look(Presence.STOPPED, "shut off")
 
     def outlook(self, old: UmlMachine, look: Look | None) -> Outlook:
         """It is started anew for whatever differs."""

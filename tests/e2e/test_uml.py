@@ -81,6 +81,12 @@ def test_a_kernel_as_a_program(lab: Lab, host_inventory: Callable[[], list[str]]
     until(lambda: lab.states()["um"] == "stopped", "its end is seen")
     assert set(touched(lab.up())) == {"uml:um", "reach:um", "ready:um"}
     assert lab.sh("um", "cat /root/mine") == "kept"
+    lab.sh("um", "(sleep 1; echo c >/proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &")
+    until(lambda: lab.states()["um"] == "failed", "its kernel has panicked", 60)
+    assert lab.status()["um"]["reason"] == "its kernel panicked: sysrq triggered crash"
+    assert programs(lab) == [], "it ended"
+    lab.good("start", "program/um")
+    assert lab.states() == {"um": "ready", "box": "ready"} and lab.sh("um", "cat /root/mine") == "kept"
     lab.down()
     assert programs(lab) == [] and host_inventory() == []
 
