@@ -114,8 +114,8 @@ def test_found_without_a_ledger_and_reset_by_itself(
     [
         ("tier: para, engine: uml, cpus: 2", "no cpus"),
         ("tier: para, engine: uml, devices: emulated", "no devices"),
-        ("tier: emulation, engine: uml", "only tier: para has an engine"),
-        ("tier: container, engine: uml", "no engine"),
+        ("tier: emulation, engine: uml", "only tier: para and tier: container have an engine"),
+        ("tier: container, engine: uml", "uml runs para nodes"),
         ("tier: para, engine: kvm", "engine"),
     ],
 )
