@@ -7,8 +7,10 @@ carries nothing else: no names, no default route, and the lab's other networks d
 
 from __future__ import annotations
 
-from labctl.profile.models import Attachment, Network, Node, Profile
-from labctl.profile.types import Tier
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from labctl.profile.models import Attachment, Network, Node, Profile
 
 INTERFACE = "mgmt0"
 NETWORK = "management"
@@ -16,6 +18,10 @@ NETWORK = "management"
 
 def with_management(profile: Profile) -> Profile:
     """The profile with that network and interface where a machine needs them; else as it is."""
+    # Here and not above: `down` loads this module, and need not load pydantic (a tenth of a second) for it.
+    from labctl.profile.models import Network
+    from labctl.profile.types import Tier
+
     cut_off = {
         name
         for name, node in profile.nodes.items()
@@ -37,6 +43,8 @@ def with_management(profile: Profile) -> Profile:
 
 
 def _managed(node: Node, network: str) -> Node:
+    from labctl.profile.models import Attachment
+
     update: dict[str, object] = {
         "networks": (*node.networks, Attachment(network=network, interface=INTERFACE))
     }

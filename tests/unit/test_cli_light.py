@@ -128,3 +128,12 @@ def test_a_plain_command_line_loads_no_typer(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_down_loads_needs_no_pydantic() -> None:
+    script = (
+        "import sys, labctl.tiers.container, labctl.tiers.management, labctl.resource.executor\n"
+        "print('pydantic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("False\n", "")
