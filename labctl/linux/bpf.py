@@ -5,10 +5,10 @@ Sources: bpf(2); include/uapi/linux/bpf.h; Documentation/bpf/standardization/ins
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 
+from labctl.linux import cdata as ctypes
 from labctl.linux import syscalls as sc
 
 _PROG_LOAD, _PROG_ATTACH = 5, 8

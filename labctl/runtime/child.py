@@ -5,9 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import termios
 
 from labctl.linux import pidfds
+from labctl.linux import syscalls as sc
 from labctl.runtime import signals
 
 GRACE_SECONDS = 2.0  # for a program to end by itself after a Ctrl-C, before it is killed
@@ -71,7 +71,7 @@ class ExecProcess:
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its size."""
         if self.master >= 0:
-            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+            fcntl.ioctl(self.master, sc.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
     def close(self) -> None:
         """Close the terminal (its processes get SIGHUP)."""

@@ -6,7 +6,6 @@ import atexit
 import errno
 import fcntl
 import os
-import termios
 import time
 
 from labctl.linux import capabilities, cgroups, namespaces, pidfds
@@ -328,7 +327,7 @@ def _inside(
         for fd, number in _spread(stdio):
             os.dup2(fd, number)
         if tty:
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            fcntl.ioctl(0, sc.TIOCSCTTY, 0)
         finisher.prepare()
         finisher.listen(channel)
         finisher.drop()

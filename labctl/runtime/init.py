@@ -6,7 +6,6 @@ import _socket
 import fcntl
 import os
 import struct
-import termios
 
 from labctl.linux import namespaces
 from labctl.linux import syscalls as sc
@@ -194,7 +193,7 @@ def _world(plan: Plan, channel: Channel, message: Config, fds: list[int]) -> Non
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
     if plan.terminal:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        fcntl.ioctl(0, sc.TIOCSCTTY, 0)
     if "mount" in spaces:
         builder.protect()
 
@@ -223,7 +222,7 @@ def _terminal(plan: Plan, channel: Channel) -> tuple[int, int, int]:
     slave = open_slave(master)
     size = (plan.config.get("process") or {}).get("consoleSize")
     if size:
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", size["height"], size["width"], 0, 0))
+        fcntl.ioctl(slave, sc.TIOCSWINSZ, struct.pack("4H", size["height"], size["width"], 0, 0))
     if os.path.isdir("/dev/pts"):
         name = os.readlink(f"/proc/self/fd/{slave}") if os.path.exists("/proc/self/fd") else ""
         if name.startswith("/dev/pts/"):

@@ -208,7 +208,7 @@ class Job:
         store.write(self.id, self.document)
         debug(f"container {self.id}: process {self.pid} waits in its namespaces and cgroups")
 
-    def go(self, maker: OverlayMaker | None, scratch: str) -> None:
+    def go(self, maker: OverlayMaker | None, store: Store) -> None:
         """Make its root and its binds, hand them over, and give the word."""
         assert self.channel is not None
         fds: list[int] = []
@@ -226,8 +226,8 @@ class Job:
                 if sysfs >= 0:
                     fds.append(sysfs)
                 fds += sources.make_binds(self.config, self.bundle, userns)
-                if userns >= 0 and not namespaces.nested():
-                    made = sources.make_devices(self.config, scratch)
+                if userns >= 0 and self.config["linux"].get("devices") and not namespaces.nested():
+                    made = sources.make_devices(self.config, _scratch(store))
                     fds += made
             oci = state.oci({**self.document, "annotations": {}}, "creating")  # it has its annotations
             group = self.place.group if self.place is not None else None
@@ -312,9 +312,9 @@ def launch(store: Store, jobs: list[Job], layout: Layout, *, timeout: float = 60
     each(lambda job: _parent_hooks(job, "prestart", "createRuntime"))
     if any(sources.overlay_of(job.config)[0] for job in alive):
         with OverlayMaker(_scratch(store)) as maker:
-            each(lambda job: job.go(maker, _scratch(store)))
+            each(lambda job: job.go(maker, store))
     else:
-        each(lambda job: job.go(None, _scratch(store)))
+        each(lambda job: job.go(None, store))
     for job in _collect(alive, timeout):
         job.document["status"] = "created" if job.wait_for_start else "running"
         if not job.wait_for_start:
