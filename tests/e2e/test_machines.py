@@ -131,6 +131,7 @@ def test_folders_memory_and_a_sealed_root(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_an_edit_keeps_what_the_machine_wrote(
     home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]
 ) -> None:
@@ -178,6 +179,7 @@ def test_an_edit_keeps_what_the_machine_wrote(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_cards_and_disks_come_while_it_runs(
     home: Home, tmp_path: Path, host_inventory: Callable[[], list[str]]
 ) -> None:
