@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from labctl.engines.model import Engine
 
 OCI = ("runc", "crun")
-NAMES = OCI
+NAMES = (*OCI, "podman")
 
 
 def engine(name: str) -> Engine:
@@ -23,4 +23,8 @@ def engine(name: str) -> Engine:
         from labctl.engines.oci import OciEngine
 
         return OciEngine(name)
+    if name == "podman":
+        from labctl.engines.podman import PodmanEngine
+
+        return PodmanEngine()
     raise LabError(f"unknown engine {name!r}", hint=f"one of {', '.join(NAMES)}")

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1  # prctl(2)
 OCI_VERSION = "1.0.2"  # what all releases of runc and crun that are in use take
 TEMPLATE = "labctl.json"  # in the bundle: config.json with labctl's own annotations
+LAUNCH = (  # how to run this: with the folder that has labctl in it as the first argument
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from labctl.engines.launch import main; sys.exit(main(sys.argv[2:]))"
+)
+PLACE = "/dev/shm"  # where an engine's store is put whose tool bears no long names
 _OWN = "org.labctl."
 _MOST = 1 << 20  # bytes of /etc/passwd that are read
 
 
 def main(words: Sequence[str]) -> int:
-    """FOLDER ERRORS PARENT HIDE PROGRAM ARGUMENTS: never returns when all goes well."""
-    folder, errors, parent, hide, *argv = words
+    """FOLDER ERRORS PARENT HIDE STORE PROGRAM ARGUMENTS: never returns when all goes well."""
+    folder, errors, parent, hide, store, *argv = words
     try:
         sc.prctl(PR_SET_PDEATHSIG, 9)  # who dies leaves nothing half made behind
         if os.getppid() != int(parent):
@@ -39,7 +44,12 @@ def main(words: Sequence[str]) -> int:
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
         if hide:
             sc.umount(hide, 0)
-        prepare(folder)
+        process = prepare(folder, always_upper=bool(store))["process"]
+        if store:
+            given = [pair for pair in process.get("env") or () if pair.startswith("HOME=")]
+            with open(f"{store}/env", "w", encoding="utf-8") as file:
+                file.write(given[-1] if given else f"HOME={identity(f'{folder}/rootfs', '0')[3]}")
+            sc.mount(store, PLACE, None, sc.MS_BIND)
         os.execv(argv[0], argv)
     except (OSError, ContainerError, ValueError, KeyError) as error:
         with open(errors, "w", encoding="utf-8") as file:
@@ -47,8 +57,13 @@ def main(words: Sequence[str]) -> int:
         return 1
 
 
-def prepare(folder: str) -> None:
-    """Mount the root at FOLDER/rootfs and write FOLDER/config.json.  Raises OSError, ContainerError."""
+def prepare(folder: str, *, always_upper: bool = False) -> Config:
+    """Mount the root at FOLDER/rootfs and write FOLDER/config.json, which it returns.
+
+    Raises OSError, ContainerError.
+
+    `always_upper`: a root that is to be read-only can be written until the engine makes it so.
+    """
     with open(f"{folder}/{TEMPLATE}", encoding="utf-8") as file:
         config = jsonio.loads(file.read())
     notes = config.get("annotations") or {}
@@ -57,6 +72,8 @@ def prepare(folder: str) -> None:
     lowers = jsonio.loads(notes[spec.LOWER])
     with mounts.OverlayMaker(root) as maker:
         upper, work = notes.get(spec.UPPER, ""), notes.get(spec.WORK, "")
+        if always_upper and not upper:
+            upper, work = f"{folder}/upper", f"{folder}/work"
         if upper:
             mounts.prepare_upper(upper, work, lowers, (0, 0))
         overlay = maker.make(lowers, upper, work)
@@ -65,6 +82,7 @@ def prepare(folder: str) -> None:
     plain = plain_config(config, root)
     with open(f"{folder}/config.json", "w", encoding="utf-8") as file:
         file.write(jsonio.dumps(plain))
+    return plain
 
 
 def plain_config(config: Config, root: str) -> Config:

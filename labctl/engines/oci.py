@@ -13,18 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from labctl.engines import calls
-from labctl.engines.launch import TEMPLATE, settle_user
-from labctl.engines.model import SECONDS, Box, Command, State
+from labctl.engines.launch import LAUNCH, TEMPLATE, settle_user
+from labctl.engines.model import SECONDS, Box, Command, State, end_group
 from labctl.errors import LabError, TimedOut
-from labctl.linux import pidfds
-from labctl.linux.cgroups import Cgroup, Layout
+from labctl.linux import proc
 from labctl.runtime.errors import ContainerError
-
-_LAUNCH = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from labctl.engines.launch import main; sys.exit(main(sys.argv[2:]))"
-)
-_END_SECONDS = 10.0
 
 
 class OciEngine:
@@ -32,6 +25,8 @@ class OciEngine:
 
     Its state is in a folder of the lab's own, so that no other container of this host is ever seen.
     """
+
+    log_format = "plain"
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -61,11 +56,11 @@ class OciEngine:
         told = ["--log", str(errors), "--log-format", "json"]
         argv = self._words(box.root, *told, "run", "--detach", "--bundle", box.folder, box.id)
         base = str(Path(__file__).resolve().parents[2])
-        own = [sys.executable, "-I", "-S", "-c", _LAUNCH, base, box.folder, str(errors), str(os.getpid())]
+        own = [sys.executable, "-I", "-S", "-c", LAUNCH, base, box.folder, str(errors), str(os.getpid())]
         with box.log["stdout"].open("ab") as out, box.log["stderr"].open("ab") as err:
             try:
                 done = subprocess.run(
-                    [*own, self._hide, *argv],
+                    [*own, self._hide, "", *argv],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
@@ -92,6 +87,15 @@ class OciEngine:
             if not Path(box.root, box.id).is_dir():
                 return None  # gone meanwhile
             raise
+
+    def group(self, box: Box) -> str:
+        """See `Engine.group`."""
+        return box.cgroup
+
+    def running(self, box: Box, command: Command) -> int:
+        """See `Engine.running`."""
+        number = (proc.read(str(command.pid_file)) or "").strip()
+        return int(number) if number.isdecimal() else 0
 
     def signal(self, box: Box, number: int) -> None:
         """See `Engine.signal`."""
@@ -146,22 +150,14 @@ class OciEngine:
         What the runtime doesn't know any more, because it was killed at its work, is found by its control
         group.  Killed and waited for by ourselves: `delete --force` would wait until somebody has reaped it.
         """
-        group = Cgroup(box.cgroup, Layout.detect())
-        if group.exists():
-            if group.frozen():
-                group.freeze(False)
-            _end(group)
+        end_group(box.id, box.cgroup, keep=True)
         if Path(box.root, box.id).is_dir():
             try:
                 self._call(box.root, "delete", "--force", box.id)
             except LabError:
                 if self._known(box):
                     raise
-        try:
-            group.remove(_END_SECONDS)
-        except (OSError, TimeoutError) as error:
-            raise LabError(f"{box.id}: {error}") from error
-        group.remove_empty_parents()
+        end_group(box.id, box.cgroup)
         shutil.rmtree(Path(box.root, box.id), ignore_errors=True)
 
     def _known(self, box: Box) -> bool:
@@ -190,20 +186,3 @@ def _process(
         process["env"] = [pair for pair in process.get("env") or () if not pair.startswith("HOME=")]
     settle_user(process, user, root)
     return process
-
-
-def _end(group: Cgroup) -> None:
-    """Kill all of a control group and wait until it has ended, reaped or not."""
-    fds = []
-    for pid in group.procs():
-        try:
-            fds.append(os.pidfd_open(pid))
-        except ProcessLookupError:
-            continue
-    try:
-        group.kill()
-        for fd in fds:
-            pidfds.ended(fd, _END_SECONDS)
-    finally:
-        for fd in fds:
-            os.close(fd)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labctl.engines import calls, engine
 from labctl.engines.launch import TEMPLATE
-from labctl.engines.model import Box
+from labctl.engines.model import Box, forget_parents
 from labctl.errors import HostCannot, LabError, TimedOut
 from labctl.home import Home
 from labctl.hypervisor.capability import Capability, cached
@@ -43,9 +43,10 @@ def _trial(home: Home, name: str) -> Capability:
             _bundle(base, box)
             try:
                 driver.start(box)
-                _wait(base / "log" / "stdout")
+                _wait(base / "log")
             finally:
                 driver.delete(box)
+                forget_parents(box.cgroup)
         except LabError as error:
             remedy = error.hint or f"see whether `{name}` runs a container by itself on this host"
             return Capability(label, False, error.message, remedy)
@@ -70,9 +71,9 @@ def _bundle(base: Path, box: Box) -> None:
     (base / TEMPLATE).write_text(json.dumps(config))
 
 
-def _wait(file: Path) -> None:
+def _wait(logs: Path) -> None:
     end = time.monotonic() + SECONDS
-    while "ran" not in file.read_text(errors="replace"):
+    while not any("ran" in file.read_text(errors="replace") for file in logs.iterdir()):
         if time.monotonic() > end:
             raise TimedOut(f"the trial's command did nothing within {SECONDS:g} s")
         time.sleep(0.005)

@@ -325,7 +325,7 @@ class ProcessTree:
 
 
 def chunks(
-    files: Mapping[Stream, LogFile], runs: Callable[[], bool], *, follow: bool, tail: int | None
+    files: Mapping[Stream, LogFile | K8sLog], runs: Callable[[], bool], *, follow: bool, tail: int | None
 ) -> Iterator[LogChunk]:
     """What log files hold (the last `tail` lines of each); with `follow` on until the node doesn't run."""
     for name, file in files.items():
@@ -392,3 +392,35 @@ class LogFile:
                 return 0
         except FileNotFoundError:
             return 0
+
+
+class K8sLog:
+    """One stream of a log whose lines begin with time, stream and F, or P where the line goes on.
+
+    That is the form of the Kubernetes container runtime interface, which podman and others write.
+    """
+
+    def __init__(self, path: Path, stream: Stream) -> None:
+        self._file = LogFile(path)
+        self._stream = stream.encode()
+        self._rest = b""
+
+    def start(self, tail: int | None) -> Iterator[bytes]:
+        """What is there, or its last `tail` lines."""
+        text = b"".join(self._rows(self._file.start(None)))
+        lines = text.splitlines(keepends=True)
+        found = b"".join(lines if tail is None else lines[len(lines) - tail :] if tail > 0 else [])
+        if found:
+            yield found
+
+    def more(self) -> Iterator[bytes]:
+        """What has come since.  Raises LabError."""
+        yield from self._rows(self._file.more())
+
+    def _rows(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            *lines, self._rest = (self._rest + block).split(b"\n")
+            for line in lines:
+                _, stream, kind, text = [*line.split(b" ", 3), b"", b"", b""][:4]
+                if stream == self._stream:
+                    yield text + (b"\n" if kind == b"F" else b"")

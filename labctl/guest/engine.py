@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
@@ -13,8 +14,9 @@ from labctl.engines import calls
 from labctl.engines.model import Box, Command, Engine
 from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest import copying
-from labctl.guest.container import LogFile, ProcessTree, chunks
+from labctl.guest.container import K8sLog, LogFile, ProcessTree, chunks
 from labctl.guest.machine import (
+    LAST_LINES,
     NOT_EXECUTABLE,
     NOT_FOUND,
     Completed,
@@ -25,10 +27,11 @@ from labctl.guest.machine import (
     Source,
     Stats,
     Stream,
+    how_it_ended,
 )
 from labctl.guest.pipes import collect, standard_streams
 from labctl.guest.processes import processes_of
-from labctl.linux import limits, pidfds, proc, proctable, traffic
+from labctl.linux import limits, pidfds, proctable, traffic
 from labctl.linux.cgroups import Cgroup, Layout
 from labctl.runtime import actions, signals
 
@@ -104,7 +107,7 @@ class EngineMachine:
         try:
             code = running.wait(timeout)
         except subprocess.TimeoutExpired as error:
-            _kill(command)
+            self._kill(command, running)
             raise TimedOut(f"the command in {self.node} did not end within {timeout:g} s") from error
         finally:
             if running.poll() is None:
@@ -113,6 +116,24 @@ class EngineMachine:
         if code and (failure := calls.logged(command.errors)):
             return self._refused(failure)
         return code if code >= 0 else 128 - code
+
+    def _kill(self, command: Command, tool: subprocess.Popen[bytes]) -> None:
+        """End what runs in the container: the engine's tool would leave it behind.
+
+        It may only just be starting it: that is waited for.
+        """
+        ends = time.monotonic() + _KILL_SECONDS
+        while not (number := self.engine.running(self.box, command)):
+            if tool.poll() is not None or time.monotonic() > ends:
+                return
+            time.sleep(0.02)
+        try:
+            fd = os.pidfd_open(number)
+        except OSError:
+            return  # ended just now
+        pidfds.send(fd, 9)
+        pidfds.ended(fd, _KILL_SECONDS)
+        os.close(fd)
 
     def _refused(self, failure: str) -> int:
         """The exit code of a command that the engine could not run, as a shell has it.  Raises LabError."""
@@ -149,7 +170,11 @@ class EngineMachine:
     ) -> Iterator[LogChunk]:
         """See `HasLogs.logs`; following ends when the container has ended."""
         wanted: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
-        files = {name: LogFile(self.box.log[name]) for name in wanted}
+        files: dict[Stream, LogFile | K8sLog]
+        if self.engine.log_format == "k8s":
+            files = {name: K8sLog(self.box.log["podman"], name) for name in wanted}
+        else:
+            files = {name: LogFile(self.box.log[name]) for name in wanted}
         yield from chunks(files, self._runs, follow=follow, tail=tail)
 
     def _runs(self) -> bool:
@@ -177,7 +202,7 @@ class EngineMachine:
         )
 
     def _group(self) -> Cgroup:
-        return Cgroup(self.box.cgroup, Layout.detect())
+        return Cgroup(self.engine.group(self.box), Layout.detect())
 
     def status(self) -> str:
         """created, running, paused or stopped; absent when there is none."""
@@ -189,12 +214,18 @@ class EngineMachine:
         return [processes_of(row) for row in proctable.of_container(self._group().procs(), self.pid)]
 
     def ended(self) -> str:
-        """ "" while its command runs, else that it doesn't: its engine keeps no exit code."""
-        return "" if self._runs() else f"its command ended; {self.engine.name} keeps no exit code"
+        """ "" while its command runs, else how it ended, as far as its engine knows."""
+        found = self.engine.state(self.box)
+        if found and found.status != "stopped":
+            return ""
+        if found and found.exit_code is not None:
+            return how_it_ended(found.exit_code, self.logs(tail=LAST_LINES))
+        return f"its command ended; {self.engine.name} keeps no exit code"
 
     def exit_code(self) -> int | None:
-        """None: its engine keeps no exit code."""
-        return None
+        """How its command ended; None while it runs, and where its engine keeps no exit code."""
+        found = self.engine.state(self.box)
+        return found.exit_code if found else None
 
     def stop(self, timeout: float) -> None:
         """Ask its command to end, and kill it after `timeout` seconds; its files are kept."""
@@ -231,15 +262,3 @@ class EngineMachine:
             yield fd
         finally:
             os.close(fd)
-
-
-def _kill(command: Command) -> None:
-    """End what runs in the container: the engine's tool would leave it behind."""
-    number = (proc.read(str(command.pid_file)) or "").strip()
-    if number.isdecimal():
-        try:
-            fd = os.pidfd_open(int(number))
-        except OSError:
-            return  # ended just now
-        pidfds.send(fd, 9)
-        os.close(fd)

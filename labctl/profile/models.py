@@ -350,7 +350,7 @@ class Node(Model):
     engine: Engine | None = Field(
         default=None,
         description="What a para node runs on: the hypervisor xen (the default), or uml: User Mode Linux, a "
-        "kernel that runs as a program. What runs a container: labctl (the default), runc or crun.",
+        "kernel that runs as a program. What runs a container: labctl (the default), runc, crun or podman.",
     )
     isolation: Isolation = Field(
         default=Isolation.DOCKER,

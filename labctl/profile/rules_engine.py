@@ -11,7 +11,6 @@ _PARA = (Engine.XEN, Engine.UML)
 _NOT_YET = {
     Engine.DOCKER: "Docker joins no network namespace that was made before",
     Engine.LXC: "labctl does not drive libvirt's lxc:/// yet",
-    Engine.PODMAN: "labctl does not drive podman yet",
 }
 
 
@@ -43,13 +42,13 @@ def _container(rules: Rules, key: str, node: Node) -> None:
     place = ("nodes", key, "engine")
     if node.engine in _PARA:
         if _given(rules, key, "engine"):
-            hint = "labctl, runc or crun"
+            hint = "labctl, runc, crun or podman"
             rules.say(place, f"{node.engine} runs para nodes, and {key} has tier: container", hint)
         return
     if node.engine is None or node.engine is Engine.LABCTL:
         return
     if node.engine in _NOT_YET:
-        rules.say(place, _NOT_YET[node.engine], "engine: labctl, runc or crun runs it")
+        rules.say(place, _NOT_YET[node.engine], "engine: labctl, runc, crun or podman runs it")
     if node.inside:
         hint = f"leave out engine, or nodes.{key}.inside"
         rules.say(place, f"a container inside {node.inside} is run by labctl's own runtime", hint)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from labctl.engines import engine
 from labctl.engines.launch import TEMPLATE
-from labctl.engines.model import Box, Engine
+from labctl.engines.model import Box, Engine, forget_parents
 from labctl.errors import LabError
 from labctl.looks import ABSENT, PRESENT, Look, Owner, Presence
 from labctl.records import dataclass
@@ -108,7 +108,9 @@ class EngineContainer:
         if found is None:
             return ABSENT
         if found.status == "stopped":
-            return Look(Presence.STOPPED, f"ended; {self.engine} keeps no exit code")
+            if found.exit_code is None:
+                return Look(Presence.STOPPED, f"ended; {self.engine} keeps no exit code")
+            return Look(Presence.STOPPED, f"ended with {found.exit_code}", {"exit_code": found.exit_code})
         if found.status == "paused":
             return Look(Presence.PRESENT, "paused", {"pid": found.pid})
         return PRESENT if found.status == "running" else Look(Presence.BROKEN, found.status)
@@ -128,6 +130,7 @@ class EngineContainer:
     def unmake(self) -> None:
         """End it, killing, let its engine forget it, and remove its folder."""
         self.driver.delete(self.box)
+        forget_parents(self.cgroup)
         remove_tree(Path(self.folder))
 
     @classmethod

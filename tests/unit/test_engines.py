@@ -9,6 +9,10 @@ import pytest
 
 from labctl.engines import calls
 from labctl.engines.launch import OCI_VERSION, for_libseccomp, plain_config
+from labctl.engines.model import Box
+from labctl.engines.podman import run_words
+from labctl.errors import LabError
+from labctl.guest.container import K8sLog
 from labctl.linux.cgroups import Layout
 from labctl.linux.seccomp import default_profile
 from labctl.runtime import spec
@@ -71,6 +75,63 @@ def test_a_hybrid_hierarchy_alone_is_hidden() -> None:
     assert calls.hidden(Layout("/cg", {})) == "" and calls.hidden(Layout("", {"memory": "/m"})) == ""
     assert calls.apart(["crun", "list"], "") == ["crun", "list"]
     assert calls.apart(["crun", "list"], "/cg/u")[-3:] == ["/cg/u", "crun", "list"]
+
+
+def test_podman_is_asked_for_what_the_configuration_says() -> None:
+    box = Box("n", "/r", "/lab/nodes/n", "/labctl/i/l/n")
+    volume = {"destination": "/v", "type": "bind", "source": "/s", "options": ["rbind", "idmap", "ro"]}
+    given = spec.default_config(
+        ["sh", "-c", "x"],
+        cgroup=box.cgroup,
+        hostname="h",
+        lowers=["/l"],
+        user="web",
+        netns="/net/n",
+        id_base=0,
+        memory=64 << 20,
+        cpus=0.5,
+        pids=50,
+        mounts=[volume],
+        env={"A": "b c"},
+    )
+    words = run_words(given, box)
+    for word in (
+        "--network=ns:/net/n",
+        "--cgroup-parent=/labctl/i/l/n",
+        "--memory=67108864b",
+        "--memory-swap=67108864b",
+        "--cpu-quota=50000",
+        "--pids-limit=50",
+        "--user=web",
+        "--env=A=b c",
+        "--hostname=h",
+        "--security-opt=no-new-privileges",
+        "--security-opt=seccomp=/dev/shm/seccomp.json",
+        "--read-only",
+        "--mount=type=bind,src=/s,dst=/v,ro=true,bind-propagation=rprivate",
+    ):
+        assert word in words
+    assert [word for word in words if word.startswith(("--mount", "--tmpfs"))] == [words[words.index(word)]]
+    assert words[-5:] == ["--rootfs", "/lab/nodes/n/rootfs", "sh", "-c", "x"]
+    free = run_words(spec.default_config(["sh"], cgroup="/c", lowers=["/l"], privileged=True, id_base=0), box)
+    assert {"--network=none", "--security-opt=seccomp=unconfined", "--security-opt=unmask=all"} <= {*free}
+    with pytest.raises(LabError, match="no comma"):
+        run_words({**given, "mounts": [{**volume, "source": "/a,b"}]}, box)
+
+
+def test_a_log_with_times_is_read_by_stream(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(b"T stdout F one\nT stderr F bad\nT stdout P tw\nT stdout F o\nT stdout F \nT stdo")
+    log = K8sLog(file, "stdout")
+    assert b"".join(log.start(None)) == b"one\ntwo\n\n"
+    with file.open("ab") as more:
+        more.write(b"ut F a b\n")
+    assert list(log.more()) == [b"a b\n"] and list(log.more()) == []
+    assert list(K8sLog(file, "stderr").start(1)) == [b"bad\n"]
+    assert list(K8sLog(file, "stdout").start(2)) == [b"\na b\n"]
+    assert (
+        list(K8sLog(file, "stdout").start(0)) == list(K8sLog(tmp_path / "none", "stdout").start(None)) == []
+    )
 
 
 def test_the_last_error_of_a_log_is_the_message(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_volumes_without_a_way_to_them_are_refused_wherever_they_are_written() -
 
 
 def test_engines_belong_to_their_tiers() -> None:
-    other = "runs para nodes, and a has tier: container (labctl, runc or crun)"
+    other = "runs para nodes, and a has tier: container (labctl, runc, crun or podman)"
     assert nodes("a: {engine: uml}") == [f"lab.yaml:2:21: nodes.a.engine: uml {other}"]
     machine = "only tier: para and tier: container have an engine (a has tier: emulation)"
     assert nodes("a: {tier: emulation, engine: runc}") == [f"lab.yaml:2:30: nodes.a.engine: {machine}"]
@@ -310,7 +310,7 @@ def test_engines_belong_to_their_tiers() -> None:
     ]
     assert nodes("a: {engine: docker}") == [
         "lab.yaml:2:21: nodes.a.engine: Docker joins no network namespace that was made before "
-        "(engine: labctl, runc or crun runs it)"
+        "(engine: labctl, runc, crun or podman runs it)"
     ]
     alone = "knows no isolation: lxc, which is labctl's alone (leave out engine, or isolation)"
     assert nodes("a: {engine: runc, isolation: lxc}") == [f"lab.yaml:2:38: nodes.a.isolation: runc {alone}"]
