@@ -161,6 +161,8 @@ def _start(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit) -> None:
     emit(NodePhase(row.id, record.name, "starting"))
     for kind in ("net", "vmdisk", "plugs"):  # a reboot of the host may have taken what the machine stands on
         if below := rows.get(f"{kind}:{record.name}"):
+            if kind == "net":  # what the node did to its links, routes and rules ended with it
+                executor.load(below).unmake()
             executor.load(below).make()
     for text in main.make() or ():
         emit(Note(row.id, text, "warning"))
@@ -179,14 +181,17 @@ def _row(rows: dict[str, Row], record: NodeRecord) -> Row:
 
 def _stop(ledger: Ledger, row: LabRow, record: NodeRecord, emit: Emit, force: bool, home: Home) -> None:
     timeout = 0.0 if force else record.stop_timeout
-    main = _main(ledger, (row, record))
+    rows = {r.key: r for r in ledger.resources(row.id)}
+    main = executor.load(_row(rows, record))
     if nesting.machine_state(ledger, (row, record)) == "stopped":
         emit(NodePhase(row.id, record.name, "stopped"))  # with its machine
         return
     nesting.need_machine(ledger, (row, record))
-    known = {r.key: r for r in ledger.resources(row.id)}[record.main_key]
-    with stopping.noted(ledger, home, row, record.name, known):
+    with stopping.noted(ledger, home, row, record.name, rows[record.main_key]):
         _end(main, record, timeout)
+        # A container's namespace would go on answering pings and forwarding packets.
+        if net := rows.get(f"net:{record.name}"):
+            executor.load(net).unmake()
     emit(NodePhase(row.id, record.name, "stopped"))
 
 
