@@ -88,11 +88,17 @@ def run_check(
     while True:
         tries += 1
         done: Completed | None = None
+        over = ""
         try:
             done = machine_of(check.node).run(check.command, timeout=check.timeout)
             detail = judge(check, done)
         except LabError as error:
             detail = f"the command could not be run: {error}"
+            over = _over(check.node, machine_of)
+        if over:
+            return _result(
+                check, False, f"{check.node} is stopped: {over}", tries, time.monotonic() - started
+            )
         seconds = time.monotonic() - started
         if not detail:
             return _result(check, True, "", tries, seconds, done)
@@ -100,6 +106,15 @@ def run_check(
             if tries > 1:
                 detail += f" (tried {tries} times in {seconds:.1f} s)"
             return _result(check, False, detail, tries, seconds, done)
+
+
+def _over(node: str, machine_of: Callable[[str], Executes]) -> str:
+    """How a container's command ended, so that no further try will find it; "" where it goes on."""
+    try:
+        ended: Callable[[], str] | None = getattr(machine_of(node), "ended", None)
+        return ended() if ended else ""
+    except LabError:
+        return ""  # it can't be asked
 
 
 def judge(check: Check, done: Completed) -> str:

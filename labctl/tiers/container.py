@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -111,12 +111,19 @@ def etc_files(facts: NodeFacts) -> dict[str, str]:
         return {}  # it is the host, where the host is
     lines = [f"search {facts.place.search}"] if facts.place.search else []
     lines += [f"nameserver {address}" for address in facts.place.dns]
-    return {
+    found = {
         "/etc/hostname": facts.hostname + "\n",
         "/etc/hosts": facts.hosts,
         "/etc/resolv.conf": "\n".join(lines) + "\n",
-        **isolation.files(facts),
     }
+    own = _own_files(facts.node, found)
+    return {**{path: text for path, text in found.items() if path not in own}, **isolation.files(facts)}
+
+
+def _own_files(node: Node, paths: Iterable[str]) -> set[str]:
+    """Which of these files the profile gives the node itself: they stand, as on a machine."""
+    given = {file.path for file in node.files} | {mount.target for mount in node.volumes}
+    return {path for path in paths if path in given or (node.root and Path(f"{node.root}{path}").exists())}
 
 
 def mounts_of(facts: NodeFacts) -> list[dict[str, Any]]:

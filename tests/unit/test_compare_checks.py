@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -121,3 +122,19 @@ def test_many(tmp_path: Any) -> None:
     assert results[1].detail == "the command could not be run: no answer" and results[1].hint == "start it"
     assert "skipped" in results[2].detail and results[2].name == "left out"
     assert len(notes) == 4
+
+
+def test_a_container_that_has_ended_is_not_asked_again() -> None:
+    class Ended(Here):
+        def exec(self, *_words: object, **_more: object) -> NoReturn:
+            raise LabError("cannot exec in a stopped container")
+
+        run = exec  # type: ignore[assignment]
+
+        def ended(self) -> str:
+            return "its command ended with 3: no such file"
+
+    began = time.monotonic()
+    result = run_check(check("true", within=30), lambda _node: Ended())
+    assert not result.passed and result.tries == 1 and time.monotonic() - began < 5
+    assert result.detail == "here is stopped: its command ended with 3: no such file"
