@@ -62,7 +62,8 @@ class LazyGroup(TyperGroup):
 
 EPILOG = """\
 A node is LAB/NODE, or NODE alone where one lab is up.  A profile is a file or the name of one that
-comes with labctl (spectrum, hello, vms, inside, namespaces, history, engines, web, bench).
+comes with labctl (spectrum, hello, vms, inside, namespaces, history, engines, web, routing, fabric, dns,
+firewall, load-balancer, bench).
 
 \b
 Exit codes: 0 done, 1 failed, 2 bad usage or profile, 3 a check failed,
