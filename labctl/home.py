@@ -29,6 +29,8 @@ def free_bytes(path: Path) -> int:
 
 def write_hint(path: Path, error: OSError | None = None) -> str:
     """What to do when something below `path` can't be written: for a full disk, which and how full it is."""
+    if error is not None and error.errno == errno.EROFS:
+        return "its file system is mounted read-only: mount -o remount,rw, or set LABCTL_HOME"
     if error is not None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return "run as root, or set LABCTL_HOME"
     place = next((p for p in (path, *path.parents) if p.exists()), path)
@@ -38,6 +40,12 @@ def write_hint(path: Path, error: OSError | None = None) -> str:
         f"the disk of {place} has {free} KiB free of {total} MiB: make room there, or move labctl with"
         " LABCTL_HOME; `labctl down` works all the same"
     )
+
+
+def read_only(path: Path) -> bool:
+    """Whether the file system of a path, or of what there is of it, is mounted read-only (statvfs(3))."""
+    place = next((p for p in (path, *path.parents) if p.exists()), path)
+    return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ def down(name: str | None, options: Options, emit: Emit = silent) -> dict[str, l
         rows = ledger.labs() if name is None else [row for row in [ledger.lab(name)] if row]
         if name is not None and not rows:
             emit(Note(name, f"no lab is called {name!r}: nothing to take down", "warning"))
+        if name is None or not rows:
+            _tell_strays(ledger, options, emit)
         for row in rows:
             with locked(options.home.state / "locks" / row.id, f"down {row.name}", wait=options.wait):
                 try:
@@ -42,6 +44,16 @@ def down(name: str | None, options: Options, emit: Emit = silent) -> dict[str, l
             hint="the ledger still names them: mend the cause and run `labctl down` again",
         )
     return {"labs": gone}
+
+
+def _tell_strays(ledger: Ledger, options: Options, emit: Emit) -> None:
+    """A ledger that was emptied or lost knows of nothing to take down: say so where there is something."""
+    labs = options.home.state / "labs"
+    known = {row.id for row in ledger.labs()}
+    strays = sorted({path.name for path in labs.iterdir()} - known) if labs.is_dir() else []
+    for stray in strays:
+        text = f"{labs / stray} is of a lab that the ledger does not name: `labctl gc` removes what it left"
+        emit(Note(stray, text, "warning"))
 
 
 def remove(ledger: Ledger, row: LabRow, options: Options, emit: Emit) -> None:

@@ -7,6 +7,7 @@ rows that use them, so two labs never get the same one.
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from labctl.errors import Foreign, LabError, NoRoom
-from labctl.home import free_bytes, write_hint
+from labctl.home import free_bytes, read_only, write_hint
 from labctl.records import dataclass
 from labctl.resource.reserve import LEAST, Reserve
 
@@ -116,18 +117,18 @@ class Ledger:
         try:
             return self._connect()
         except sqlite3.Error as error:
-            if not self._full(error):
+            if not self._full(error) and not read_only(self.path):
                 raise
         if self._reserve.release():
             try:
                 return self._connect()
             except sqlite3.Error as error:
-                if not self._full(error):
+                if not self._full(error) and not read_only(self.path):
                     raise
         # As it was left, and not to be written to: right, as long as nobody else has it open.
         log = self.path.with_name(self.path.name + "-wal")
         if not self.path.exists() or (log.exists() and log.stat().st_size):
-            raise sqlite3.OperationalError("database or disk is full")
+            raise sqlite3.OperationalError("no room for SQLite's log")
         self._connect(reading=True)
 
     def _connect(self, *, reading: bool = False) -> None:
@@ -210,6 +211,8 @@ class Ledger:
         said = f"cannot {verb} the ledger {self.path}"
         if self._full(error):
             return NoRoom(f"{said}: the disk is full", hint=write_hint(self.path))
+        if read_only(self.path):
+            return LabError(said, hint=write_hint(self.path, OSError(errno.EROFS, "")))
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             hint = f"mv {self.path} {self.path}.damaged; then `labctl gc` removes what it named, by its marks"
         return LabError(f"{said}: {error}", hint=hint)
@@ -217,7 +220,12 @@ class Ledger:
     def _drop_notes(self, lab: str) -> None:
         """Take away what was noted of a lab for a quick answer (labctl.lab.again): it is about to change."""
         for note in (self.path.parent / "again").glob(f"{lab}-*"):
-            note.unlink(missing_ok=True)
+            try:
+                note.unlink(missing_ok=True)
+            except OSError as error:
+                raise LabError(
+                    f"cannot remove {note}: {error.strerror}", hint=write_hint(note, error)
+                ) from error
 
     def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         with self._lock:

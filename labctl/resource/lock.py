@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from labctl.errors import Busy, LabError
+from labctl.home import write_hint
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def locked(path: Path, doing: str, *, wait: float = 0.0) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise LabError(
-            f"cannot open the lock {path}: {error.strerror}", hint="run as root, or set LABCTL_HOME"
+            f"cannot open the lock {path}: {error.strerror}", hint=write_hint(path, error)
         ) from error
     try:
         deadline = time.monotonic() + wait

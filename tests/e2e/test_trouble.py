@@ -12,6 +12,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -180,6 +181,33 @@ def test_what_a_damaged_ledger_named_is_found_by_its_marks(lab: Lab, host_invent
     lab.good("gc")
     damaged.unlink()
     assert lab.labs() == [] and host_inventory() == []
+
+
+READ_ONLY = "mount --bind {0} {0} && mount -o remount,bind,ro {0} && exec {1} -m labctl.cli {2}"
+
+
+def test_a_home_that_is_read_only_and_a_ledger_that_was_emptied(lab: Lab, host_inventory: Since) -> None:
+    lab.up("-s", "nodes.slow.ready={command: ['true']}")
+
+    def read_only(words: str) -> subprocess.CompletedProcess[str]:
+        script = READ_ONLY.format(lab.home.state, sys.executable, words)
+        argv = ["unshare", "-m", "sh", "-c", script]
+        return subprocess.run(
+            argv, env=lab.environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert read_only("exec lab/quick hostname").stdout == "quick\n"
+    assert "2 ready" in read_only("ls").stdout
+    for words in ("down lab", "stop lab/quick"):
+        done = read_only(words)
+        assert done.returncode == 1 and "mount -o remount,rw" in done.stderr, done.stderr
+        assert done.stderr.count("labctl: error:") == 1
+    assert lab.states() == {"quick": "ready", "slow": "ready"}
+    lab.home.ledger.write_bytes(b"")
+    told = lab.run("down", "lab").stderr
+    assert "the ledger does not name" in told and "labctl gc" in told
+    lab.good("gc")
+    assert lab.run("down", "--all").stderr == "" and host_inventory() == []
 
 
 @contextmanager
