@@ -199,8 +199,8 @@ def prune(
 
     store = store_of(session)
     gone = store.remove_unnamed() if unnamed else []
-    digests, freed = store.prune(cache=cache)
-    freed += prune_disks(session.home.cache, {image.digest for image in store.list()} | set(store.in_use()))
+    # Of cloud images a lab that is just being made has the disk, and nothing in the store yet.
+    digests, freed = store.prune(cache=cache, also=lambda keep: prune_disks(session.home.cache, keep))
     digests = list(dict.fromkeys([*gone, *digests]))
     if session.json:
         screen.document({"removed": digests, "bytes": freed})

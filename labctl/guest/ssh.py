@@ -41,6 +41,9 @@ Protocol = Literal["labctl", "shell"]
 _LONGEST = 8000  # bytes; dropbear refuses commands above 9000
 _LOGS = "/run/labctl/log"
 BUSYBOX = "/run/labctl/bin/busybox"
+_CLOUD_LOG = "/var/log/cloud-init-output.log"
+# Not at once: the session would end without an exit code.
+_POWER_OFF = "nohup sh -c 'sleep 0.3; exec poweroff' >/dev/null 2>&1 </dev/null &"
 # Neither the server nor tail notices that nobody reads any more until the next line; the end of the input is.
 _FOLLOW = '"$@" & read -r _; kill $!'
 _LOOK = """
@@ -150,7 +153,8 @@ class SshMachine:
 
         Works on machines without a power button as well.  Raises LabError, TimedOut when it isn't heard.
         """
-        self._run("labctl-poweroff", b"", None, None, None, False, -1, 10.0)
+        own = self.protocol == "labctl"
+        self._run("labctl-poweroff" if own else _POWER_OFF, b"", None, None, None, False, -1, 10.0)
 
     def exec(
         self,
@@ -257,7 +261,9 @@ class SshMachine:
         """See `HasLogs.logs`."""
         lines = ["-n", "+1" if tail is None else str(max(tail, 0))]
         chosen: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
-        argvs = {name: ["tail", *lines, f"{_LOGS}/{name}"] for name in chosen}
+        argvs: dict[Stream, list[str]] = {name: ["tail", *lines, f"{_LOGS}/{name}"] for name in chosen}
+        if self.protocol == "shell":  # a cloud image: what its cloud-init's modules and scripts said
+            argvs = {name: ["tail", *lines, _CLOUD_LOG] for name in chosen if name == "stdout"}
         if not follow:
             for name, argv in argvs.items():
                 done = self.run(argv, user="0", cwd="/", timeout=60, own_tools=True)

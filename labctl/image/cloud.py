@@ -117,6 +117,12 @@ def fetch(cache: Path, image: CloudImage, emit: Emit = silent) -> Path:
         return kept
 
 
+def kept(cache: Path, image: CloudImage) -> Path | None:
+    """The disk as it was downloaded last, without asking the network; None when it wasn't."""
+    path = cache / "cloud" / hashlib.sha256(image.url.encode()).hexdigest()[:12] / image.file
+    return path if path.exists() else None
+
+
 def _listed(image: CloudImage) -> str:
     text = _small(image.sums)
     lone = re.fullmatch(r"\s*([0-9a-fA-F]{32,128})\s*", text)

@@ -71,7 +71,8 @@ def prune_disks(cache: Path, keep: Collection[str]) -> int:
     """
     names = {digest.replace(":", "-") for digest in keep}
     freed = 0
-    for path in (cache / "boot" / "disks").glob("*.ext4"):
+    folder = cache / "boot" / "disks"
+    for path in (*folder.glob("*.ext4"), *folder.glob("*.cloud.*")):
         if path.name.partition(".")[0] not in names:
             freed += path.stat().st_blocks * 512
             path.unlink(missing_ok=True)
@@ -156,11 +157,15 @@ def grow(path: Path, size: int) -> None:
 
 
 def node_disk(path: Path, backing: Path, size: int = 0) -> None:
-    """A node's own qcow2 layer over `backing` (raw), `size` bytes large (0: as large as the backing disk).
+    """A node's own qcow2 layer over `backing` (see clouddisk.form_of), `size` bytes large (0: as large as the
+    backing disk).
 
     Raises LabError when `size` is less than the backing disk, HostCannot without qemu-img.
     """
-    least = backing.stat().st_size
+    from labctl.image.clouddisk import form_of, size_of
+
+    form = form_of(str(backing))
+    least = backing.stat().st_size if form == "raw" else size_of(backing)
     if size and size < least:
         raise LabError(f"a layer of {size >> 20} MiB would cut its backing disk of {least >> 20} MiB short")
     with fresh_file(path, 0o600) as work:
@@ -171,7 +176,7 @@ def node_disk(path: Path, backing: Path, size: int = 0) -> None:
             "-f",
             "qcow2",
             "-F",
-            "raw",
+            form,
             "-b",
             str(backing.absolute()),
             str(work),

@@ -83,6 +83,16 @@ class Store:
             raise unknown(self, ref, arch)
         return found
 
+    def held(self, digest: str) -> Image | None:
+        """The image of that manifest, also one whose last name was taken away while it is in use, or None.
+
+        Raises BadImage.
+        """
+        entry = next((one for one in self.index.entries() if one.digest == digest), None)
+        if entry is None and self.blobs.has(digest):
+            entry = Descriptor(MANIFEST, digest, self.blobs.path(digest).stat().st_size)
+        return self.load(entry) if entry else None
+
     def ensure(self, ref: str, emit: Emit = silent, *, arch: str = "", rebuild: bool = False) -> Image:
         """The image: from the store, else built from the recipe of that name, else pulled.
 
@@ -287,11 +297,14 @@ class Store:
         self.index.change(named)
         return gone
 
-    def prune(self, timeout: float = 30.0, *, cache: bool = False) -> tuple[Texts, int]:
+    def prune(
+        self, timeout: float = 30.0, *, cache: bool = False, also: Callable[[set[str]], int] | None = None
+    ) -> tuple[Texts, int]:
         """Remove blobs and unpacked layers that no image needs, and litter; (digests, bytes freed).
 
-        Images with a name and images in use stay; with `cache`, the cache of builds goes as well.  Raises
-        Busy when somebody adds to the store for more than `timeout` seconds.
+        Images with a name and images in use stay; with `cache`, the cache of builds goes as well.  `also`
+        removes what lies elsewhere: it is told the manifests that stay, while nobody adds any, and gives the
+        bytes freed.  Raises Busy when somebody adds to the store for more than `timeout` seconds.
         """
         from labctl.image.build_cache import BuildCache
 
@@ -313,6 +326,7 @@ class Store:
                     removed.append(blob.digest)
                     freed += blob.size
             freed += self.layers.keep_only(diff_ids)
+            freed += also(keep | set(self.in_use())) if also else 0
             if cache:
                 freed += drop_caches(self.root)
             return removed, freed

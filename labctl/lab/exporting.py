@@ -98,9 +98,14 @@ def _stopped(
             f"{lab}/{node} is {state}: its files change while they are read",
             hint=f"labctl stop {lab}/{node}",
         )
+    if record.is_cloud:
+        raise UsageError(
+            f"{lab}/{node} boots a cloud image, whose disk boots by itself",
+            hint=f"qemu-img convert -O qcow2 {record.folder}/disk.qcow2 FILE",
+        )
     for key in (f"vmdisk:{node}", f"container:{node}", f"engine:{node}"):
         if key in rows:
-            image = store.resolve(record.digest) if store.blobs.has(record.digest) else None
+            image = store.held(record.digest)
             if image is None:
                 raise LabError(f"the image of {lab}/{node} is gone from the store")
             return image, executor.load(rows[key])  # type: ignore[return-value]

@@ -13,11 +13,11 @@ from labctl.events import Emit, Note
 from labctl.home import Home
 from labctl.image.model import ImageConfig, host_arch
 from labctl.lab.model import Options
+from labctl.lab.planner import image_key
 from labctl.profile.models import Node, Profile
 from labctl.profile.types import Devices, Engine, Hypervisor, Isolation, Tier
 from labctl.tiers import is_uml
 from labctl.tiers.context import Choice, ImageFacts, KernelFacts
-from labctl.tiers.disks import disk_key
 from labctl.tiers.hosts import DEFAULT_GUEST, crowded, with_hosts
 from labctl.tiers.management import with_management
 from labctl.tiers.seed import seed_of
@@ -230,7 +230,13 @@ def images(
     missing: list[str] = []
     for node in profile.nodes.values():
         arch = arch_of(node, profile)
-        for ref in dict.fromkeys((node.image, *(disk.image for disk in node.disks if disk.image))):
+        if node.cloud:
+            key = image_key(node, arch)
+            found[key] = cloud_facts(node.image, arch, chosen[node.name], options, emit, build=build)
+            if not found[key].digest and not chosen[node.name].skipped:
+                missing.append(f"the cloud image {node.image} is still to be copied into the cache")
+        own = () if node.cloud else (node.image,)
+        for ref in dict.fromkeys((*own, *(disk.image for disk in node.disks if disk.image))):
             key = (ref, arch)
             if key in found and found[key].digest:
                 continue
@@ -246,41 +252,17 @@ def images(
     return found, list(dict.fromkeys(missing))
 
 
-def disks(
-    profile: Profile, chosen: Mapping[str, Choice], options: Options, standing: Mapping[str, str]
-) -> dict[str, str]:
-    """The cached disk of each VM's image, in the size that the node asks for; made where missing.
+def cloud_facts(
+    ref: str, arch: str, choice: Choice, options: Options, emit: Emit, *, build: bool
+) -> ImageFacts:
+    """A cloud image: all that is known of it is its digest, "" while its disk is not in the cache."""
+    from labctl.image import clouddisk
 
-    `standing` are those below disks that are there: while the image is the same they stay, whatever size the
-    node asks for now.
-
-    A container inside a VM has one too: the VM mounts it, instead of having the image sent to it.  That of a
-    further disk's image goes by `disk_key`.
-    """
-    wanted = [
-        node
-        for node in profile.nodes.values()
-        if is_vm(node, chosen) or (node.inside and not chosen[node.name].skipped)
-    ]
-    if not wanted:
-        return {}
-    from labctl.image.disk import DEFAULT_BYTES, disk, is_of
-    from labctl.image.store import Store
-
-    store = Store(options.home.cache / "images")
-    found: dict[str, str] = {}
-    for node in wanted:
-        ref, arch = node.image, arch_of(node, profile)
-        size = node.disk or DEFAULT_BYTES
-        image, before = store.resolve(ref, arch), standing.get(node.name, "")
-        kept = before and is_of(Path(before), image.digest)
-        found[node.name] = before if kept else str(disk(store, image, options.home.cache, size))
-        for more in node.disks:
-            if more.image:
-                whole = store.resolve(more.image, arch)
-                file = disk(store, whole, options.home.cache, more.size or DEFAULT_BYTES)
-                found[disk_key(node.name, more.name)] = str(file)
-    return found
+    there = None
+    if not choice.skipped:
+        cache = options.home.cache
+        there = clouddisk.ensure(cache, ref, arch, emit) if build else clouddisk.find(cache, ref)
+    return ImageFacts(ref, arch, digest=there.digest if there else "", layers=(), config=ImageConfig())
 
 
 def kernel_of(node: Node, profile: Profile) -> str:
@@ -299,7 +281,7 @@ def kernels(
     profile: Profile, chosen: Mapping[str, Choice], options: Options, emit: Emit
 ) -> dict[tuple[str, str], KernelFacts]:
     """The kernels of all VMs with their initramfs, by (name or "", architecture)."""
-    machines = [node for node in profile.nodes.values() if is_vm(node, chosen)]
+    machines = [node for node in profile.nodes.values() if is_vm(node, chosen) and not node.cloud]
     if not machines:
         return {}
     from labctl.image import initramfs

@@ -11,7 +11,17 @@ from dataclasses import replace
 from labctl.errors import Foreign, LabError, UsageError
 from labctl.events import Emit, Event, NodePhase, Note, StepDone, StepFailed, StepStarted, silent
 from labctl.home import Home
-from labctl.lab import addresses, again, facts, inputs, journal, places, planner, stopping
+from labctl.lab import (
+    addresses,
+    again,
+    disk_facts,
+    facts,
+    inputs,
+    journal,
+    places,
+    planner,
+    stopping,
+)
 from labctl.lab.looking import lab_status, opened, status_of
 from labctl.lab.model import LabStatus, Options, PlanResult, UpResult
 from labctl.lab.names import lab_id
@@ -127,7 +137,7 @@ def _plan(
     # What a lab that is up stands on is in the cache; a plan for a new one fetches nothing.
     ready = build or (lab.row is not None and not missing)
     kernels = facts.kernels(profile, chosen, options, emit) if ready else {}
-    disks = facts.disks(profile, chosen, options, lab.backings) if ready else {}
+    disks = disk_facts.disks(profile, chosen, images, options, lab.backings) if ready else {}
     uri, home = _libvirt(profile, chosen, lab, options)
     host = planner.HostFacts(
         home=options.home,

@@ -101,6 +101,11 @@ def build(profile: Profile, name: str, host: HostFacts, addresses: Plan) -> Plan
     return Planned(Graph(resources), records, tuple(_claims(lab, addresses, records)), addresses)
 
 
+def image_key(node: Node, arch: str) -> tuple[str, str]:
+    """What its image is known by among the host's facts: a disk to boot is another thing than its files."""
+    return (f"disk:{node.image}" if node.cloud else node.image, arch)
+
+
 def _facts(
     lab: LabFacts,
     node: Node,
@@ -114,9 +119,11 @@ def _facts(
         lab=lab,
         node=node,
         choice=host.choices[node.name],
-        image=host.images[node.image, arch],
+        image=host.images[image_key(node, arch)],
         place=addresses.places[node.name],
-        kernel=host.kernels.get((host.kernel_names.get(node.name, ""), arch), NO_KERNEL),
+        kernel=NO_KERNEL
+        if node.cloud
+        else host.kernels.get((host.kernel_names.get(node.name, ""), arch), NO_KERNEL),
         disk=host.disks.get(node.name, ""),
         disks={d.name: host.disks.get(disk_key(node.name, d.name), "") for d in node.disks if d.image},
         disk_digests={d.name: host.images[d.image, arch].digest for d in node.disks if d.image},

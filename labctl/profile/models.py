@@ -305,6 +305,11 @@ class Vm(Model):
         description="Whether a hardware VM knows that it runs on KVM: kvmclock, PV EOI, PV TLB flush, "
         "steal time.",
     )
+    cloud_init: Flag = Field(
+        default=False,
+        description="Whether `image` is a cloud image: a disk that boots by itself (a file, or a name that "
+        "`labctl image fetch` knows), whose cloud-init is told by labctl who it is.",
+    )
 
 
 class Node(Model):
@@ -359,7 +364,9 @@ class Node(Model):
         "with an init of its own; docker: one application with few rights.",
     )
     vm: Vm | None = Field(
-        default=None, description="How a VM is built: topology, pinning, huge pages, disk cache."
+        default=None,
+        description="How a VM is built: topology, pinning, huge pages, disk cache; or that it boots a cloud "
+        "image.",
     )
     init: Flag = Field(
         default=False,
@@ -441,6 +448,11 @@ class Node(Model):
     stop_timeout: Duration = Field(
         default=10.0, description="How long it may take to end before it is killed."
     )
+
+    @property
+    def cloud(self) -> bool:
+        """Whether it is a VM that boots a cloud image."""
+        return self.vm is not None and self.vm.cloud_init and self.tier is not Tier.CONTAINER
 
     @property
     def vcpus(self) -> int:

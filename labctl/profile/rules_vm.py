@@ -22,13 +22,45 @@ def check(rules: Rules, key: str, node: Node) -> None:
     if node.tier is Tier.PARA:
         if node.engine is not Engine.UML:
             rules.say(place, "a Xen guest has no vm", f"{key} has tier: {node.tier}", key=True)
+        elif node.vm.cloud_init:
+            rules.say((*place, "cloud_init"), "User Mode Linux boots no cloud image", "tier: emulation")
         return
     _cpus(rules, place, node, node.vm)
     _disk(rules, place, node.vm)
     if node.vm.firmware is Firmware.UEFI and node.hypervisor is Hypervisor.XEN:
         rules.say((*place, "firmware"), "a Xen host starts with the BIOS", f"{key} has hypervisor: xen")
+    if node.vm.cloud_init:
+        _cloud(rules, key, node)
     if not node.vm.kvm_paravirt and node.tier is not Tier.HARDWARE:
         rules.say((*place, "kvm_paravirt"), "only tier: hardware has it", f"{key} has tier: {node.tier}")
+
+
+# What labctl's own kernel and init do in a machine, and a cloud image's don't.
+_NOT_CLOUD = (
+    *("kernel", "init", "inside", "hypervisor", "volumes", "tmpfs", "read_only", "sysctls"),
+    *("entrypoint", "command", "workdir", "user", "stop_signal"),
+)
+
+
+def _cloud(rules: Rules, key: str, node: Node) -> None:
+    for name in _NOT_CLOUD:
+        if getattr(node, name):
+            rules.say(
+                ("nodes", key, name),
+                f"a machine of a cloud image has no {name}",
+                "it starts what its image says; add files, provision or startup",
+                key=True,
+            )
+    for index, at in enumerate(node.networks):
+        if not at.up:
+            rules.say(("nodes", key, "networks", index, "up"), "cloud-init brings every interface up")
+    for index, disk in enumerate(node.disks):
+        if disk.mount:
+            rules.say(
+                ("nodes", key, "disks", index, "mount"),
+                "a machine of a cloud image mounts no disk by itself",
+                "leave out `mount`, and mount it in a provisioning step",
+            )
 
 
 def _cpus(rules: Rules, place: Loc, node: Node, vm: Vm) -> None:

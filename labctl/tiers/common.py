@@ -119,14 +119,16 @@ def life(
     reach_seconds: float,
     *,
     mounts: tuple[str, ...] = (),
+    console: str = "",
     netns: str = "",
     boot: BootConfig | None = None,
 ) -> list[Resource]:
     """Reach it (and run its start-up script), provision it, wait for it: always all that apply.
 
-    `mounts` are the folders that a machine mounts by itself as it boots.  `netns` is the
-    network namespace in which its ports are asked for, "" where this host reaches them.  `boot` is what a
-    machine is told, where it can be told of more while it runs.
+    `mounts` are the folders that a machine mounts by itself as it boots.  `console` is the file of what its
+    serial line said, which is quoted when it can't be reached.  `netns` is the network namespace in which its
+    ports are asked for, "" where this host reaches them.  `boot` is what a machine is told, where it can be
+    told of more while it runs.
     """
     from labctl.image.bootconfig import resolver_text, told_later
 
@@ -144,6 +146,7 @@ def life(
             mounts=mounts,
             told=told_later(boot) if boot else (),
             resolver=resolver_text(boot) if boot else "",
+            console=console,
         )
     ]
     last = f"reach:{node.name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from labctl.errors import LabError
 from labctl.tiers.record import NodeRecord, SshPlace
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from labctl.guest.ssh import Endpoint, SshMachine
 
 POLL_SECONDS = 0.02  # between two looks whether a booting machine answers
+# The same where each look makes OpenSSH start a process, which takes seconds under emulation: looks at that
+# pace are all that such a machine would do.
+CLOUD_POLL_SECONDS = 2.0
 
 _connections: dict[str, SshMachine] = {}
 
@@ -41,7 +44,7 @@ def machine(
         from labctl.guest.container import ContainerMachine
 
         return ContainerMachine(Path(record.run_root), record.container, record.name)
-    ssh = _ssh(endpoint(record))
+    ssh = ssh_machine(record)
     if on_silence:
         ssh.connection.on_silence = on_silence
     if record.tier == "container":
@@ -63,7 +66,7 @@ def container(record: NodeRecord) -> ContainerMachine | InsideMachine | EngineMa
 
 def ssh_machine(record: NodeRecord) -> SshMachine:
     """The machine of a node that is one, or the one that a container is inside of.  Raises LabError."""
-    return _ssh(endpoint(record))
+    return _ssh(endpoint(record), "shell" if record.is_cloud else "labctl")
 
 
 def link_to(record: NodeRecord) -> Link:
@@ -108,13 +111,13 @@ def host_machine(place: SshPlace, name: str) -> SshMachine:
     return _ssh(_endpoint(place, name))
 
 
-def _ssh(place: Endpoint) -> SshMachine:
+def _ssh(place: Endpoint, protocol: Literal["labctl", "shell"] = "labctl") -> SshMachine:
     """One machine object per endpoint and process, since it keeps its connections."""
     from labctl.guest.ssh import SshMachine
 
     key = f"{place.host}:{place.port}:{place.host_key}"
     if key not in _connections:
-        _connections[key] = SshMachine(place)
+        _connections[key] = SshMachine(place, protocol=protocol)
     return _connections[key]
 
 
@@ -130,8 +133,11 @@ def wait_reachable(record: NodeRecord, timeout: float) -> None:
     if place is None or not place.address:
         return
 
+    cloud = record.is_cloud
+
     def probe(seconds: float) -> str:
-        up = banner_up(place.address, place.port, timeout=min(seconds, 1.0))
+        up = banner_up(place.address, place.port, timeout=seconds if cloud else min(seconds, 1.0))
         return "" if up else f"no SSH server answers at {place.address}; see `labctl console {record.name}`"
 
-    wait_for(record.name, probe, timeout=timeout, interval=POLL_SECONDS)
+    interval = CLOUD_POLL_SECONDS if cloud else POLL_SECONDS
+    wait_for(record.name, probe, timeout=timeout, interval=interval)

@@ -17,6 +17,7 @@ class SshPlace:
     host_key_file: str  # the server's OpenSSH public key, made by labctl and pinned
     user: str = "root"
     port: int = 22
+    protocol: str = "labctl"  # or shell: a server that knows nothing of labctl, as in a cloud image
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class NodeRecord:
     engine: str = ""  # "uml": what makes a para node, where it isn't a domain; "runc": what runs a container
     cgroup: str = ""  # of a container that another engine runs
     graphics: str = ""  # vnc: a machine has a screen
+
+    @property
+    def is_cloud(self) -> bool:
+        """Whether it is a machine that boots a cloud image, and knows nothing of labctl."""
+        return self.ssh is not None and self.ssh.protocol == "shell"
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -116,7 +116,9 @@ def _one(
         if _is_other(node, engine):
             return replace(found, engine=engine, runs_on=f"{ability.detail} on this host")
         return found
-    if fallback and fallback != node.tier and node.tier is not Tier.CONTAINER:
+    # A cloud image starts by a PC's firmware, which a guest of Xen PV has none of.
+    unfit = node.cloud and fallback == Tier.PARA
+    if fallback and fallback != node.tier and node.tier is not Tier.CONTAINER and not unfit:
         other = _ability(Tier(fallback), arch, host_arch, probe)
         if other.ok:
             return _named(fallback, arch, host_arch)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from labctl.errors import LabError
+from labctl.errors import LabError, TimedOut
 from labctl.looks import PRESENT, Look, Outlook, Owner, Signs, Way
 from labctl.records import dataclass
 from labctl.tiers.record import NodeRecord
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from labctl.guest.ssh import SshMachine
 
 BANNER_SECONDS = 3.0  # for a machine that is to be ended to say that it is there
+_QUOTED = 8  # lines of a console in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class Reach:
     mounts: tuple[str, ...] = ()  # what a machine must have mounted before anything counts on it
     told: tuple[str, ...] = ()  # its cards and volumes, in the words of templates/host/attach
     resolver: str = ""  # its /etc/resolv.conf
+    console: str = ""  # the file of what its serial line said
 
     @property
     def batched(self) -> bool:
@@ -64,12 +67,30 @@ class Reach:
 
         Raises TimedOut when the node doesn't answer, LabError when something is not mounted in it.
         """
-        from labctl.tiers.machines import machine, ssh_machine, wait_reachable
+        from labctl.tiers.machines import machine, ssh_machine
 
-        wait_reachable(self.record, self.timeout)
+        self._wait()
         if self.mounts:
             refuse_unmounted(self.name, ssh_machine(self.record), self.mounts)
         return run_startup(self.name, machine(self.record), self.startup) if self.startup else []
+
+    def _wait(self) -> None:
+        """Wait until commands run in it, and a cloud image has set itself up.  Raises TimedOut, LabError."""
+        from labctl.tiers.machines import ssh_machine, wait_reachable
+
+        ends = monotonic() + self.timeout
+        try:
+            wait_reachable(self.record, self.timeout)
+            if self.record.is_cloud:
+                await_cloud_init(self.name, ssh_machine(self.record), ends)
+        except TimedOut as error:
+            if not self.console:
+                raise
+            from labctl.hypervisor.panic import last_lines
+
+            said = last_lines(self.console, _QUOTED) or ["(nothing)"]
+            quoted = "".join(f"\n  {line}" for line in said)
+            raise TimedOut(f"{error.message}; its console said last:{quoted}", hint=error.hint) from error
 
     def look(self) -> Look:
         """Nothing of its own to look at: whether the machine runs is the machine's affair."""
@@ -81,9 +102,9 @@ class Reach:
 
     def change(self, old: Reach) -> bool:
         """A machine is told of what it got since; a changed script is run; the node must answer."""
-        from labctl.tiers.machines import machine, ssh_machine, wait_reachable
+        from labctl.tiers.machines import machine, ssh_machine
 
-        wait_reachable(self.record, self.timeout)
+        self._wait()
         if old.told and (self.told, self.resolver) != (old.told, old.resolver):
             self._tell(old)
         if self.mounts != old.mounts:
@@ -127,6 +148,31 @@ class Reach:
 
     def unmake(self) -> None:
         """Nothing is left of it."""
+
+
+def await_cloud_init(node: str, target: SshMachine, deadline: float) -> None:
+    """Wait until cloud-init has done all that it was told (`cloud-init status --wait`).
+
+    An SSH server that doesn't know the lab's keys yet is asked again.  Raises TimedOut, LabError with what
+    cloud-init said when it failed.
+    """
+    while True:
+        left = deadline - monotonic()
+        try:
+            done = target.run(["cloud-init", "status", "--wait", "--long"], timeout=max(left, 1.0))
+            break
+        except TimedOut as error:
+            raise TimedOut(f"{node}: cloud-init has not ended: {error.message}") from error
+        except LabError:
+            if left <= 0:
+                raise
+            sleep(1.0)
+    # 2: done, but something was to be warned of (cloud-init 24).
+    if done.code not in (0, 2):
+        raise LabError(
+            f"{node}: cloud-init failed: {(done.text.strip() or done.errors.strip())[-500:]}",
+            hint=f"labctl logs {node}; labctl exec {node} -- cat /var/log/cloud-init.log",
+        )
 
 
 def refuse_unmounted(node: str, target: SshMachine, mounts: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from labctl.hypervisor.domain import Domain, DomainDisk, DomainNic, DomainShare
 from labctl.hypervisor.firmware import Nvram
 from labctl.hypervisor.snapshot import CHANNEL, WORD
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Memory, Nic, Route, Share
+from labctl.image.clouddisk import form_of
 from labctl.image.disk import DEFAULT_BYTES
 from labctl.profile.models import Vm
 from labctl.profile.types import Devices, Graphics, Hypervisor
@@ -22,9 +23,12 @@ from labctl.tiers.seed import seed_of
 from labctl.tiers.vmdisk import NVRAM, VmDisk
 
 DEFAULT_MEMORY = 256 * 1024 * 1024
+CLOUD_MEMORY = 512 * 1024 * 1024  # for systemd and cloud-init
 DOM0_BYTES = 320 << 20  # of a Xen host's memory: 40 MB are in use there, the rest is its page cache
 # How long a VM may take to its first answer: a foreign architecture under TCG on a busy machine is slow.
 REACH_SECONDS = {"hardware": 60.0, "emulation": 180.0}
+# The same for a cloud image, to the end of its cloud-init, unless the profile has a limit (ready: timeout).
+CLOUD_SECONDS = {"hardware": 120.0, "emulation": 300.0}
 
 
 def plan(facts: NodeFacts) -> Planned:
@@ -32,8 +36,16 @@ def plan(facts: NodeFacts) -> Planned:
     record = record_of_vm(facts)
     disk = disk_of(facts)
     domain = domain_of(facts)
-    seconds, mounts = REACH_SECONDS[facts.choice.tier], mounts_of(facts)
-    steps = life(facts, record, f"domain:{facts.node.name}", seconds, mounts=mounts, boot=disk.boot)
+    cloud = facts.node.cloud
+    steps = life(
+        facts,
+        record,
+        f"domain:{facts.node.name}",
+        reach_seconds(facts),
+        mounts=mounts_of(facts),
+        console=domain.console_log if cloud else "",
+        boot=None if cloud else disk.boot,
+    )
     resources: list[Resource] = [disk, *disks.made_of(facts), *nvram_of(facts), domain, *steps]
     return Planned(resources, record)
 
@@ -46,10 +58,15 @@ def record_of_vm(facts: NodeFacts) -> NodeRecord:
     address = reached_at(lab.profile, place.networks, [i.addresses for i in place.interfaces])
     return record_of(
         facts,
-        ssh=SshPlace(address, str(lab.key_file), str(ssh_folder / f"{name}.pub")),
+        ssh=SshPlace(
+            address,
+            str(lab.key_file),
+            str(ssh_folder / f"{name}.pub"),
+            protocol="shell" if facts.node.cloud else "labctl",
+        ),
         domain=f"{lab.name}.{name}",
         uri=lab.uri,
-        memory=facts.node.memory or DEFAULT_MEMORY,
+        memory=facts.node.memory or (CLOUD_MEMORY if facts.node.cloud else DEFAULT_MEMORY),
         disks=disks.records_of(facts),
         graphics="" if screen_of(facts) is Graphics.NONE else str(screen_of(facts)),
         cpus=float(facts.node.vcpus) if facts.node.vm and facts.node.vm.topology else facts.node.cpus or 1,
@@ -59,6 +76,16 @@ def record_of_vm(facts: NodeFacts) -> NodeRecord:
 def screen_of(facts: NodeFacts) -> Graphics:
     """What it shows a picture on."""
     return facts.node.vm.graphics if facts.node.vm else Graphics.NONE
+
+
+def reach_seconds(facts: NodeFacts) -> float:
+    """How long it may take until commands run in it; a cloud image, until it is ready."""
+    if not facts.node.cloud:
+        return REACH_SECONDS[facts.choice.tier]
+    wish = facts.node.ready
+    if wish and "timeout" in wish.model_fields_set:
+        return wish.timeout
+    return CLOUD_SECONDS[facts.choice.tier]
 
 
 def tag_of(number: int) -> str:
@@ -111,7 +138,8 @@ def disk_of(facts: NodeFacts) -> VmDisk:
         host_key_file=str(lab.folder / "ssh" / node.name),
         seed=seed_of(node, lab.profile),
         layers=facts.image.layers,
-        size=node.disk or DEFAULT_BYTES,
+        cloud=node.cloud,
+        size=node.disk or (0 if node.cloud else DEFAULT_BYTES),
     )
 
 
@@ -142,8 +170,10 @@ def domain_of(facts: NodeFacts) -> Domain:
     made = node.vm or Vm()
     # The image's own init may take the SMBIOS identity for its own, which a snapshot would give to others.
     # Nor can a shared folder be taken into a snapshot: its daemon's state is on this host.
-    # One that goes on from another's memory would not know of its own firmware's.
-    parks = facts.image.arch == "x86_64" and not (node.init or node.volumes or facts.firmware)
+    # One that goes on from another's memory would not know of its own firmware's, nor a cloud image's init of
+    # its new identity.
+    resting = node.init or node.volumes or facts.firmware or node.cloud
+    parks = facts.image.arch == "x86_64" and not resting
     cmdline = kernel.xen_cmdline if xen else kernel.cmdline
     screen = screen_of(facts) is not Graphics.NONE
     if screen and cmdline and not xen:
@@ -194,7 +224,7 @@ def domain_of(facts: NodeFacts) -> Domain:
                 serial=ROOT_SERIAL,
                 bus=bus,
                 backing=disk.backing,
-                backing_format="raw",
+                backing_format=form_of(disk.backing),
                 cache=str(made.disk_cache),
                 io=str(made.disk_io or ""),
             ),

@@ -40,6 +40,7 @@ class VmDisk:
     seed: Seed
     form: str = "qcow2"
     layers: tuple[str, ...] = ()  # the image's, where owners of files are looked up
+    cloud: bool = False  # whether config.img is for cloud-init
     size: int = 0  # bytes, as the machine sees its disk; 0: as large as `backing`
 
     @property
@@ -69,7 +70,12 @@ class VmDisk:
                 write_key_pair(host_key, f"{self.name} of labctl {self.owner.lab}")
             public = Path(self.key_file).with_suffix(".pub").read_text().strip()
             boot = replace(self.boot, authorized_keys=(public,), host_key=host_key.read_text(), files=files)
-            config_disk(self.config, boot)
+            if self.cloud:
+                from labctl.image.nocloud import seed_disk
+
+                seed_disk(self.config, boot)
+            else:
+                config_disk(self.config, boot)
             (folder / "seed.tar").unlink(missing_ok=True)
         except OSError as error:
             raise LabError(
@@ -112,7 +118,9 @@ class VmDisk:
         """Whether all that differs are further cards, volumes and name servers, which a running machine can
         be told of (labctl.tiers.steps.Reach)."""
         boot, was = self.boot, old.boot
-        more = {name: getattr(was, name) for name in ("interfaces", "volumes", "dns")}
+        # A cloud image's init reads at its next start what it is told.
+        names = () if self.cloud else ("interfaces", "volumes", "dns")
+        more = {name: getattr(was, name) for name in names}
         return (
             replace(self, size=0, boot=replace(boot, **more)) == replace(old, size=0)
             and boot.interfaces[: len(was.interfaces)] == was.interfaces
@@ -123,6 +131,10 @@ class VmDisk:
         """How large the machine sees its disk, in bytes; 0 when its backing file is not there."""
         if self.size:
             return self.size
+        if self.cloud and Path(self.backing).exists():
+            from labctl.image.clouddisk import size_of
+
+            return size_of(Path(self.backing))
         try:
             return Path(self.backing).stat().st_size
         except OSError:
