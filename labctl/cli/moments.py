@@ -35,3 +35,11 @@ def parse(text: str, option: str, now: float | None = None) -> float:
 def show(at: float) -> str:
     """A moment on this host's clock, to the millisecond, with its zone (RFC 3339)."""
     return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds")
+
+
+def stamp(nanoseconds: int) -> str:
+    """A moment to the nanosecond in UTC, as docker logs -t has it; "-" for 0, a moment that nobody knows."""
+    if not nanoseconds:
+        return "-"
+    whole, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{rest:09d}Z"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 from labctl.cli import light as typer
-from labctl.cli import names, report, screen
+from labctl.cli import moments, names, report, screen
 from labctl.cli.backend import options
 from labctl.cli.session import Session, key_values, verb
 from labctl.errors import LabError, UsageError
@@ -306,32 +306,75 @@ def logs(
     tail: Annotated[
         int, typer.Option("--tail", "-n", metavar="LINES", min=-1, help="Only the last ones.")
     ] = -1,
+    since: Annotated[
+        str,
+        typer.Option("--since", metavar="TIME", help="Lines from then on: 10m (ago) or a date and time."),
+    ] = "",
+    until: Annotated[str, typer.Option("--until", metavar="TIME", help="Lines until then.")] = "",
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", "-t", help="Begin each line with the time it came.")
+    ] = False,
     stream: Annotated[str, typer.Option("--stream", metavar="NAME", help="stdout or stderr alone.")] = "",
 ) -> None:
     """Show what a node's command printed.
 
-    Its stdout goes to stdout, its stderr to stderr.
+    Its stdout goes to stdout, its stderr to stderr. Containers keep the last 30 MiB, or what the profile's
+    logging says; the times are those of the host, or of the machine that a container is inside of. What a
+    machine's command prints has no times.
 
     \b
     Examples:
       labctl logs web
       labctl logs -f -n 20 spectrum/box
       labctl logs web --stream stderr
+      labctl logs -t --since 10m web
     """
-    from labctl.guest.machine import HasLogs
+    from labctl.guest.machine import HasLogs, HasTimedLogs
 
     if stream not in ("", "stdout", "stderr"):
         raise UsageError(f"--stream {stream}: stdout or stderr is expected")
+    first, last = (round(moments.parse(*pair) * 1e9) for pair in ((since, "--since"), (until, "--until")))
+    if first and last and first > last:
+        raise UsageError("--since is later than --until")
     address, machine = _find(session, node)
     if not isinstance(machine, HasLogs):
         raise UsageError(f"{address} keeps no log", hint=f"labctl console {address}")
     wanted: Any = stream or None
-    show(machine.logs(wanted, follow=follow, tail=None if tail < 0 else tail))
+    lines = None if tail < 0 else tail
+    if isinstance(machine, HasTimedLogs):
+        chunks = machine.timed_logs(wanted, follow=follow, tail=lines, since=first, until=last)
+    elif first or last or timestamps:
+        raise UsageError(
+            f"{address} is a machine: what its command prints is kept without times",
+            hint=f"labctl logs {address} without --since, --until and --timestamps",
+        )
+    else:
+        chunks = machine.logs(wanted, follow=follow, tail=lines)
+    show(stamped(chunks) if timestamps else chunks)
+
+
+def stamped(chunks: Iterable[LogChunk]) -> Iterator[LogChunk]:
+    """Each line with the time at which its first byte came (RFC 3339, UTC); "-" where nobody knows."""
+    from labctl.guest.machine import LogChunk
+    from labctl.runtime import logbook, logread
+
+    lines = logread.Lines()
+    for chunk in chunks:
+        if chunk.note:
+            yield chunk
+            continue
+        text = b""
+        for at, piece, begins in lines.pieces(logbook.STREAMS[chunk.stream], chunk.at, chunk.data):
+            text += (moments.stamp(at).encode() + b" " if begins else b"") + piece
+        yield LogChunk(chunk.stream, text, chunk.at)
 
 
 def show(chunks: Iterable[LogChunk]) -> None:
-    """Its stdout goes to stdout, its stderr to stderr."""
+    """Its stdout goes to stdout, its stderr to stderr; what the log says of itself is a warning."""
     for chunk in chunks:
+        if chunk.note:
+            report.warn(f"log: {chunk.data.decode('utf-8', 'replace').strip()}")
+            continue
         out = sys.stdout.buffer if chunk.stream == "stdout" else sys.stderr.buffer
         out.write(chunk.data)
         out.flush()

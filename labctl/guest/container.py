@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest import copying
@@ -29,6 +29,9 @@ from labctl.guest.machine import (
 )
 from labctl.guest.pipes import collect, standard_streams
 from labctl.records import dataclass
+
+if TYPE_CHECKING:
+    from labctl.runtime import logread
 
 _LOOK_SECONDS = 30.0
 _POLL_SECONDS = 0.1
@@ -174,10 +177,37 @@ class ContainerMachine:
         self, stream: Stream | None = None, *, follow: bool = False, tail: int | None = None
     ) -> Iterator[LogChunk]:
         """See `HasLogs.logs`; following ends when the container has ended."""
+        return self.timed_logs(stream, follow=follow, tail=tail)
+
+    def timed_logs(
+        self,
+        stream: Stream | None = None,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: int = 0,
+        until: int = 0,
+    ) -> Iterator[LogChunk]:
+        """See `HasTimedLogs.timed_logs`."""
+        from labctl.runtime.errors import ContainerError
+
         notes = self._config().get("annotations") or {}
-        wanted: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
-        files = {name: LogFile(Path(notes[_LOG_KEYS[name]])) for name in wanted if notes.get(_LOG_KEYS[name])}
-        yield from chunks(files, self._runs, follow=follow, tail=tail)
+        path = notes.get(_LOG_KEYS["stdout"]) or notes.get(_LOG_KEYS["stderr"])
+        if not path:
+            return
+        wanted = log_wanted(stream, tail, since, until)
+        try:
+            self._client.flush(start=self._runs())
+            yield from logged(str(Path(path).parent), wanted, self._said_all, follow=follow)
+        except ContainerError as error:
+            raise self._error(error) from error
+
+    def _said_all(self) -> bool:
+        """Whether it has ended, with its last words in the log."""
+        if self._runs():
+            return False
+        self._client.flush()
+        return True
 
     def ended(self) -> str:
         """ "" while its command runs, else how that ended and what it printed last."""
@@ -322,6 +352,28 @@ class ProcessTree:
         if done.returncode:
             said = errors.getvalue().decode("utf-8", "replace").strip().splitlines()
             raise LabError(f"{self._machine.node}: {said[-1] if said else 'the copy was killed'}")
+
+
+def log_wanted(stream: Stream | None, tail: int | None, since: int = 0, until: int = 0) -> logread.Wanted:
+    """What of a log is to be read; times in nanoseconds since the epoch, 0: no bound."""
+    from labctl.runtime import logbook, logread
+
+    streams = logbook.STREAMS[stream] if stream else logbook.OUT | logbook.ERR
+    return logread.Wanted(streams, tail, since, until)
+
+
+def logged(
+    folder: str, wanted: logread.Wanted, ended: Callable[[], bool], *, follow: bool
+) -> Iterator[LogChunk]:
+    """What a container's log holds; with `follow` on until it has `ended`.  Raises LabError."""
+    from labctl.runtime import logbook, logread
+
+    names: dict[int, Stream] = {logbook.OUT: "stdout", logbook.ERR: "stderr"}
+    try:
+        for number, at, data in logread.read(folder, wanted, follow=follow, ended=ended, pause=_POLL_SECONDS):
+            yield LogChunk(names.get(number, "stderr"), data, at, number == logbook.NOTE)
+    except OSError as error:
+        raise LabError(f"cannot read {error.filename or folder}: {error.strerror}") from error
 
 
 def chunks(

@@ -31,10 +31,10 @@ from labctl.guest.machine import (
 )
 from labctl.guest.pipes import collect, write_all
 from labctl.guest.ssh import SshMachine
+from labctl.runtime import logbook
 
 _COPY_SECONDS = 3600.0
-_HEAD = 9  # bytes before each frame of a log: which stream, and eight hex digits of length
-_STREAMS: dict[bytes, Stream] = {b"o": "stdout", b"e": "stderr"}
+_STREAMS: dict[int, Stream] = {logbook.OUT: "stdout", logbook.ERR: "stderr"}
 
 
 class InsideMachine:
@@ -140,11 +140,25 @@ class InsideMachine:
         self, stream: Stream | None = None, *, follow: bool = False, tail: int | None = None
     ) -> Iterator[LogChunk]:
         """See `HasLogs.logs`.  Following ends with the container."""
+        return self.timed_logs(stream, follow=follow, tail=tail)
+
+    def timed_logs(
+        self,
+        stream: Stream | None = None,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: int = 0,
+        until: int = 0,
+    ) -> Iterator[LogChunk]:
+        """See `HasTimedLogs.timed_logs`; times are those of the VM's clock."""
         request = {
             "id": self.container,
             "streams": [stream] if stream else ["stdout", "stderr"],
             "follow": follow,
             "tail": tail,
+            "since": since,
+            "until": until,
         }
         read, write = os.pipe2(os.O_CLOEXEC)
         failed: list[LabError] = []
@@ -160,8 +174,11 @@ class InsideMachine:
         thread = threading.Thread(target=fetch, name="inside-logs", daemon=True)
         thread.start()
         with open(read, "rb") as frames:  # noqa: PTH123
-            while len(head := frames.read(_HEAD)) == _HEAD:
-                yield LogChunk(_STREAMS[head[:1]], frames.read(int(head[1:], 16)))
+            while len(head := frames.read(logbook.HEAD.size)) == logbook.HEAD.size:
+                at, length, number = logbook.HEAD.unpack(head)
+                yield LogChunk(
+                    _STREAMS.get(number, "stderr"), frames.read(length), at, number == logbook.NOTE
+                )
         thread.join(5.0)
         if failed:
             raise failed[0]

@@ -18,7 +18,6 @@ from labctl.runtime import jsonio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import IO, Any
 
     from labctl.linux.cgroups import Layout
@@ -140,7 +139,9 @@ def remove(request: dict[str, Any]) -> dict[str, str]:
     from labctl.linux.netnode import Nic, Node
 
     items = {item["name"]: item for item in request["items"]}
-    failures = {name: text for name, text in _client().delete(list(items)).items() if text}
+    client = _client()
+    failures = {name: text for name, text in client.delete(list(items)).items() if text}
+    client.settle()  # whoever writes their logs is done with the folders
     nodes = [
         Node(
             key=name,
@@ -322,49 +323,47 @@ def tree(request: dict[str, Any]) -> int:
 
 
 def logs(request: dict[str, Any]) -> int:
-    """What a container's command wrote, as frames: "o" or "e", eight hex digits of length, the bytes."""
-    import time
-
-    from labctl.runtime.errors import NotFoundError
+    """What a container's command wrote, as frames: see labctl.runtime.logbook.HEAD."""
+    from labctl.runtime import logbook, logread
+    from labctl.runtime.errors import ContainerError
 
     out = sys.stdout.buffer
+    name = request["id"]
     try:
-        bundle = _Named(request["id"]).bundle
-    except NotFoundError as error:
+        now = _Named(name)
+        _client().flush(start=now.status != "stopped")
+    except ContainerError as error:
         return _cannot(str(error))
-    files = []
-    for name in request["streams"]:
-        try:
-            file = open(os.path.join(bundle, "log", name), "rb")  # noqa: SIM115 - ends with us
-        except FileNotFoundError:
-            continue
-        files.append((b"e" if name == "stderr" else b"o", file))
-        if request["tail"] is not None:
-            _frame(out, files[-1][0], b"".join(_tail(file, request["tail"])))
-    while True:
-        try:
-            ended = not request["follow"] or _Named(request["id"]).status == "stopped"
-        except NotFoundError:
-            ended = True
-        for mark, file in files:
-            while chunk := file.read(_BLOCK):
-                _frame(out, mark, chunk)
-        out.flush()
-        if ended:
-            return 0
-        time.sleep(_POLL_SECONDS)
+    streams = sum(logbook.STREAMS[stream] for stream in request["streams"])
+    wanted = logread.Wanted(streams, request["tail"], request["since"], request["until"])
+    frames = logread.read(
+        os.path.join(now.bundle, "log"),
+        wanted,
+        follow=request["follow"],
+        ended=lambda: _said_all(name),
+        pause=_POLL_SECONDS,
+    )
+    for stream, at, data in frames:
+        for start in range(0, len(data), _BLOCK):
+            part = data[start : start + _BLOCK]
+            out.write(logbook.HEAD.pack(at, len(part), stream) + part)
+        if request["follow"]:
+            out.flush()
+    out.flush()
+    return 0
 
 
-def _tail(file: IO[bytes], lines: int) -> Iterator[bytes]:
-    from collections import deque
+def _said_all(name: str) -> bool:
+    """Whether a container has ended, with its last words in the log."""
+    from labctl.runtime.errors import NotFoundError
 
-    return iter(deque(file, maxlen=max(lines, 0)))
-
-
-def _frame(out: IO[bytes], mark: bytes, data: bytes) -> None:
-    for start in range(0, len(data), _BLOCK):
-        part = data[start : start + _BLOCK]
-        out.write(mark + b"%08x" % len(part) + part)
+    try:
+        if _Named(name).status != "stopped":
+            return False
+        _client().flush()
+    except NotFoundError:
+        pass
+    return True
 
 
 _ANSWERS = {

@@ -58,10 +58,15 @@ class Copied:
 
 @dataclass(frozen=True)
 class LogChunk:
-    """A piece of a log: the bytes as they were written, no line is cut."""
+    """A piece of a log: the bytes as they were written, no line is cut.
+
+    `at` is when they (of a line: its first byte) arrived, in nanoseconds since the epoch; 0: not known.
+    """
 
     stream: Stream
     data: bytes
+    at: int = 0
+    note: bool = False  # what the log itself has to say, such as that something is missing
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,22 @@ class HasLogs(Protocol):
         self, stream: Stream | None = None, *, follow: bool = False, tail: int | None = None
     ) -> Iterator[LogChunk]:
         """What the node's command wrote: one stream or both; its last `tail` lines; then what comes."""
+
+
+@runtime_checkable
+class HasTimedLogs(HasLogs, Protocol):
+    """A node whose log says when each line came."""
+
+    def timed_logs(
+        self,
+        stream: Stream | None = None,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: int = 0,
+        until: int = 0,
+    ) -> Iterator[LogChunk]:
+        """The same from `since` to `until` (nanoseconds since the epoch, 0: no bound), and with its times."""
 
 
 @runtime_checkable

@@ -261,6 +261,13 @@ class Capabilities(Model):
     )
 
 
+class Logging(Model):
+    """How much of what a container prints is kept; the oldest goes first."""
+
+    max_size: Size = Field(default=10 << 20, description="Largest size of one file of the log.")
+    max_files: Whole = Field(default=3, ge=1, le=1000, description="How many files are kept.")
+
+
 class Topology(Model):
     """The CPUs of a VM as it sees them: sockets × cores × threads."""
 
@@ -437,6 +444,9 @@ class Node(Model):
     labels: dict[str, Text] = Field(default={}, description="Words of your own, for filters.")
     capabilities: Capabilities = Field(
         default=Capabilities.model_construct(), description="Capabilities of a container."
+    )
+    logging: Logging | None = Field(
+        default=None, description="How much is kept of what a container prints; left out: 3 files of 10 MiB."
     )
     privileged: Flag = Field(
         default=False, description="All rights of the host; needs --allow-privileged on the command line."

@@ -189,7 +189,7 @@ def _default(field: str, info: FieldInfo) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, float):
         return f"`{value:g}s`"
-    if field in ("memory", "disk", "size") and isinstance(value, int):
+    if field in ("memory", "disk", "size", "max_size") and isinstance(value, int):
         return f"`{format_size(value)}`"
     return f"`{value}`"
 

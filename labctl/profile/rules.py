@@ -115,7 +115,8 @@ def _names(rules: Rules) -> None:
 
 
 _VM_ONLY = ("kernel", "machine", "cpu", "devices", "disk", "disks", "hypervisor", "vm")
-_CONTAINER_ONLY = ("capabilities", "isolation", "privileged", "pids")
+_CONTAINER_ONLY = ("capabilities", "isolation", "privileged", "pids", "logging")
+_LEAST_LOG = 64 << 10  # bytes of a file of a log
 
 
 def _tier(rules: Rules, key: str, node: Node) -> None:
@@ -148,6 +149,9 @@ def _amounts(rules: Rules, key: str, node: Node) -> None:
         rules.say(
             (*place, "disk"), f"{rules.at((*place, 'disk')).text} is no size for a disk", "for example 4G"
         )
+    if node.logging is not None and not _LEAST_LOG <= node.logging.max_size <= 1 << 40:
+        given = rules.at((*place, "logging", "max_size")).text
+        rules.say((*place, "logging", "max_size"), f"{given} is no size for a log", "between 64KiB and 1TiB")
     for index, mount in enumerate(node.tmpfs):
         if mount.size == 0:
             rules.say((*place, "tmpfs", index, "size"), "a size of 0 holds nothing")

@@ -56,6 +56,9 @@ def _container(rules: Rules, key: str, node: Node) -> None:
         where = ("nodes", key, "isolation") if _given(rules, key, "isolation") else place
         hint = "leave out engine, or isolation"
         rules.say(where, f"{node.engine} knows no isolation: {node.isolation}, which is labctl's alone", hint)
+    if _given(rules, key, "logging"):
+        hint = "leave out engine, or logging"
+        rules.say(("nodes", key, "logging"), f"{node.engine} keeps no log that has bounds", hint, key=True)
 
 
 def _given(rules: Rules, key: str, name: str) -> bool:

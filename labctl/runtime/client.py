@@ -16,12 +16,13 @@ from typing import Any
 
 from labctl.linux import pidfds
 from labctl.linux.cgroups import Cgroup, Layout
-from labctl.runtime import actions, keeper, state
+from labctl.runtime import actions, collector, keeper, state
 from labctl.runtime.errors import ContainerError, NotFoundError
 from labctl.runtime.state import Store
 
 _START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from labctl.runtime.keeper import main; main(sys.argv[2])"
+    "import sys; sys.path.insert(0, sys.argv[1]); from labctl.runtime.keeper import main; "
+    "main(sys.argv[2], int(sys.argv[3]))"
 )
 _START_SECONDS = 10.0
 
@@ -146,7 +147,7 @@ class KeeperClient:
         """Start a keeper; returns when it listens (or another one does).  Raises ContainerError."""
         base = Path(__file__).resolve().parents[2]
         python = sys.executable or "/usr/bin/python3"
-        command = [python, "-I", "-S", "-c", _START, str(base), self.root]
+        command = [python, "-I", "-S", "-c", _START, str(base), self.root, str(os.getpid())]
         try:
             done = subprocess.run(
                 command,
@@ -223,11 +224,25 @@ class KeeperClient:
         """Have a keeper, before there is anything to launch.  Raises ContainerError."""
         self._ask({"op": "ping"}, _START_SECONDS, start=True)
 
+    def flush(self, *, start: bool = False) -> None:
+        """See that what the containers have said so far is in their logs.
+
+        Without a keeper that is soon so by itself, unless the collector was killed as well: `start` has a
+        keeper started then.  Raises ContainerError when none starts.
+        """
+        with contextlib.suppress(KeeperGone):
+            self._ask({"op": "flush"}, 15.0, start=start)
+
     def close(self) -> None:
-        """End the keeper, unless a container still runs; no keeper is fine.  Returns when it has ended."""
+        """End the keeper and who collects for it, unless a container still runs; neither is fine.
+
+        Returns when they have ended.
+        """
         pid = self.keeper_pid()
         fd = pidfds.open_pid(pid) if pid else -1
         if fd < 0:
+            if not any(state.running_pid(self.store.read(id_)) for id_ in self.store.ids()):
+                self._end_collector()
             return
         try:
             with contextlib.suppress(KeeperGone):
@@ -237,6 +252,27 @@ class KeeperClient:
             pidfds.ended(fd, 5.0)
         finally:
             os.close(fd)
+
+    def settle(self) -> None:
+        """After containers were removed: see that nobody writes in their folders any more."""
+        with contextlib.suppress(ContainerError):
+            if self._ask({"op": "flush"}, 15.0) is not None:
+                return
+        # Without a keeper nobody can be asked.  Another collector goes on with those that are left.
+        self._end_collector()
+        if any(state.running_pid(self.store.read(id_)) for id_ in self.store.ids()):
+            self.start()
+
+    def _end_collector(self) -> None:
+        fd = collector.open_process(self.root)
+        if fd >= 0:
+            try:
+                pidfds.send(fd, 15)
+                if not pidfds.ended(fd, 2.0):
+                    pidfds.send(fd, 9)
+                    pidfds.ended(fd, 5.0)
+            finally:
+                os.close(fd)
 
     def keeper_pid(self) -> int:
         """The keeper's pid, 0 when there is none."""

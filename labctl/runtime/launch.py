@@ -39,6 +39,8 @@ class Job:
         self.bundle = os.path.abspath(bundle)
         self.stdio = stdio
         self.loaded: tuple[dict[str, Any], str] | None = None  # when its config.json has been read already
+        self.collected = False  # whether somebody reads its output, by `pipes`: stream → descriptor
+        self.pipes: dict[str, int] = {}
         self.wait_for_start = False
         self.preserve: list[int] = []
         self.all_groups = False
@@ -100,10 +102,11 @@ class Job:
         return namespaces.owner_outside(*spec.id_maps(self.config))
 
     def _stdio(self, notes: dict[str, str]) -> tuple[int, int, int]:
-        """The files that the process appends to by itself, or what the caller gave."""
-        out, err = notes.get(spec.LOG_STDOUT), notes.get(spec.LOG_STDERR)
-        given = self.stdio or (-1, -1, -1)
-        fds = [given[0], self._log(out) if out else given[1], self._log(err) if err else given[2]]
+        """The pipes to who collects its output, the files that it appends to by itself, or what was given."""
+        fds = list(self.stdio or (-1, -1, -1))
+        for index, (name, key) in enumerate((("stdout", spec.LOG_STDOUT), ("stderr", spec.LOG_STDERR)), 1):
+            if path := notes.get(key):
+                fds[index] = self._pipe(name) if self.collected else self._log(path)
         for index, fd in enumerate(fds):
             if fd < 0:
                 fds[index] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -115,6 +118,19 @@ class Job:
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         os.fchown(fd, *self._owner())
         self._open.append(fd)
+        return fd
+
+    def _pipe(self, name: str) -> int:
+        """A pipe, open for both: it lasts as long as anybody has it, and breaks for nobody.
+
+        Its number is written down: whoever has lost it finds it with the container's processes.
+        """
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        self.pipes[name] = fd = os.open(f"/proc/self/fd/{writer}", os.O_RDWR | os.O_CLOEXEC)
+        os.close(reader)
+        os.close(writer)
+        os.fchown(fd, *self._owner())
+        self.document.setdefault("pipes", {})[name] = os.fstat(fd).st_ino
         return fd
 
     def _make_fifo(self, store: Store) -> None:
@@ -241,7 +257,7 @@ class Job:
 
     def close(self) -> None:
         """Close what only the launch needed; the pidfd and the console stay."""
-        for fd in self._open:
+        for fd in (*self._open, *(self.pipes.values() if self.error else ())):
             os.close(fd)
         self._open = []
         if self.channel is not None:

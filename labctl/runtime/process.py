@@ -71,6 +71,16 @@ def preload(config: Config) -> None:
         lsm.check(config)
 
 
+_files: tuple[int, int] | None = None  # the limit of open files that programs get, where it was raised
+
+
+def raise_own_files() -> None:
+    """Let this process, but no program that it becomes, have as many open files as it may."""
+    global _files
+    _files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_files[1], _files[1]))
+
+
 def raise_limits(pid: int, process: Config) -> None:
     """Raise hard limits of a process where it may not do so itself (it is in a user namespace).
 
@@ -216,6 +226,8 @@ class Finisher:
 
     def become(self) -> None:
         """Limits, the filter and execve, after `drop`.  Raises OSError or ContainerError; never returns."""
+        if _files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, _files)
         for row in self.process.get("rlimits") or ():
             value = (_limit_value(row["soft"]), _limit_value(row["hard"]))
             resource.setrlimit(_limit_number(row["type"]), value)

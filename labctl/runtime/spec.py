@@ -5,7 +5,9 @@ Annotations of our own (everything else is the OCI runtime spec 1.1):
 - org.labctl.overlay.lower: JSON list of folders, bottom first; with .upper and .work (folders, made when
   missing; left out = read-only root).  The overlay is mounted for the container alone.  With a user
   namespace of its own the lowers are idmapped, and the upper belongs to the mapped ids.
-- org.labctl.log.stdout, org.labctl.log.stderr: files that the process appends to by itself.
+- org.labctl.log.stdout, org.labctl.log.stderr: files that the process appends to by itself; in a lab, whose
+  keeper has the output collected, their folder is where the log is (labctl.runtime.logbook), with at most
+  .max-files (3) segments of .max-size bytes (10 MiB).
 - org.labctl.user: "name[:group]" or "uid[:gid]", looked up in the image; wins over process.user.
 - org.labctl.address: an IPv4 address of a network that it shares; its sockets are kept to that one.
 - org.labctl.stop-signal: name or number, SIGTERM when left out.
@@ -32,6 +34,8 @@ UPPER = "org.labctl.overlay.upper"
 WORK = "org.labctl.overlay.work"
 LOG_STDOUT = "org.labctl.log.stdout"
 LOG_STDERR = "org.labctl.log.stderr"
+LOG_MAX_SIZE = "org.labctl.log.max-size"
+LOG_MAX_FILES = "org.labctl.log.max-files"
 USER = "org.labctl.user"
 STOP_SIGNAL = "org.labctl.stop-signal"
 ADDRESS = "org.labctl.address"

@@ -39,6 +39,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "started": (int, float),
     "finished": (int, float),
     "exit_code": int,
+    "pipes": dict,
 }
 _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 

@@ -186,8 +186,19 @@ def config_of(facts: NodeFacts, net: NodeNet | None) -> dict[str, Any]:
         "stop_signal": facts.stop_signal,
         "stdout": str(folder / "log" / "stdout"),
         "stderr": str(folder / "log" / "stderr"),
+        "annotations": log_bounds(node),
     }
     return isolation.config(facts, plain, root_of(facts))
+
+
+def log_bounds(node: Node) -> dict[str, str]:
+    """How much of its log is kept, where the profile says so."""
+    if node.logging is None:
+        return {}
+    return {
+        spec.LOG_MAX_SIZE: str(node.logging.max_size),
+        spec.LOG_MAX_FILES: str(node.logging.max_files),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +371,7 @@ class ContainerNode:
             for name, text in client.delete(list(group)).items():
                 if text:
                     failures[name] = LabError(f"container {name}: {text}")
+            client.settle()  # whoever writes their logs is done with the folders
             folders = {Path(item.folder): name for name, item in group.items() if name not in failures}
             for folder, error in remove_trees(list(folders)).items():
                 failures[folders[folder]] = error

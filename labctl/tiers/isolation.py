@@ -64,7 +64,7 @@ def _vserver(facts: NodeFacts, plain: dict[str, Any]) -> dict[str, Any]:
         **plain
         | {
             "drop_capabilities": [*plain["drop_capabilities"], *_NOT_VSERVER],
-            "annotations": {spec.ADDRESS: address_of(facts)},
+            "annotations": {**plain["annotations"], spec.ADDRESS: address_of(facts)},
         }
     )
     linux = config["linux"]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ nodes:
   db:
     tier: container
     image: micro
+    logging: {max_size: 64KiB, max_files: 2}
+    command: 'seq 40000; exec sleep 1000'
 checks:
   - {name: web greets, node: web, command: 'echo $GREETING', expect: hello}
 """
@@ -124,6 +127,11 @@ def _copy(labctl: Cli, folder: Path) -> None:
 def _look(labctl: Cli, profile: str) -> None:
     done = labctl("logs", "web")
     assert (done.stdout, done.stderr) == ("started\n", "trouble\n")
+    done = labctl("logs", "-t", "--since", "1h", "web")
+    stamp = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z"
+    assert re.fullmatch(f"{stamp} started\n", done.stdout) and re.fullmatch(f"{stamp} trouble\n", done.stderr)
+    assert good(labctl("logs", "--until", "1h", "web")) == "" == good(labctl("logs", "--tail", "0", "web"))
+    assert labctl("logs", "--since", "1m", "--until", "1h", "web").returncode == 2
     status = document(labctl("status", "--json"))
     web = next(node for node in status["nodes"] if node["name"] == "web")
     assert {"tier", "state", "runs_on", "addresses", "image"} <= set(web)
@@ -156,6 +164,8 @@ def _watch(labctl: Cli) -> None:
     assert [found[0]["pid"], found[0]["uid"], found[0]["command"]] == [1, 0, "sleep 1000"]
     assert found[0]["host_pid"] > 1 and found[0]["memory_bytes"] > 0
     assert good(labctl("top", "db")).startswith("UID")
+    kept = good(labctl("logs", "db"))
+    assert kept.endswith("\n40000\n") and 30_000 < len(kept) <= 128 << 10, "the newest of 229 KB"
 
 
 def _events(labctl: Cli) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from labctl.linux import proc
 from labctl.linux.cgroups import Cgroup, Layout
-from labctl.runtime import spec
+from labctl.runtime import logbook, logread, spec
 from labctl.runtime.client import ContainerState, KeeperClient, Launch
 from labctl.runtime.execute import exec_in
 
@@ -117,7 +117,9 @@ class Rig:
         return text.strip()
 
     def output(self, name: str) -> str:
-        return (self.folder / "nodes" / name / "stdout").read_text()
+        self.client.flush()
+        frames = logread.read(str(self.folder / "nodes" / name), logread.Wanted(logbook.OUT))
+        return b"".join(data for _, _, data in frames).decode()
 
     def wait_for_output(self, name: str, text: str, seconds: float = 10.0) -> str:
         end = time.monotonic() + seconds

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from labctl.errors import LabError, TimedOut, UsageError
-from labctl.guest.container import ContainerMachine, LogFile
+from labctl.guest.container import ContainerMachine
 from labctl.guest.machine import Copies, Executes, HasConsole, HasLogs, Lists, Measures, Pauses
 from tests.host.guest_rig import container
 
@@ -245,13 +245,3 @@ def test_stats_and_pause(box: ContainerMachine) -> None:
         box.exec(["true"])
     box.resume()
     assert box.exec(["true"]) == 0
-
-
-@pytest.mark.parametrize("tail", [0, 1, 2, 3, 9, None])
-@pytest.mark.parametrize("text", ["", "a", "a\n", "a\nb", "a\nb\n", "a\n\nb\n", "x" * 200_000 + "\ny\n"])
-def test_log_tails(tmp_path: Path, tail: int | None, text: str) -> None:
-    path = tmp_path / "log"
-    path.write_text(text)
-    lines = text.splitlines(keepends=True)
-    wanted = text if tail is None else "".join(lines[len(lines) - tail :] if tail < len(lines) else lines)
-    assert b"".join(LogFile(path).start(tail)).decode() == (wanted if tail != 0 else "")

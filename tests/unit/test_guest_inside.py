@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from labctl.errors import LabError
-from labctl.guest import inside_driver
 from labctl.guest.inside import _Held
 from labctl.guest.inside_driver import REASON
 from labctl.guest.inside_link import layer_place, runtime_tar, xattrs_of
@@ -57,21 +56,6 @@ def test_runtime_is_the_same_each_time_and_runs_alone(tmp_path: Path) -> None:
     done = subprocess.run(argv, input=request, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1, done.stderr
     assert "nonesuch" in json.loads(done.stdout)["error"]
-
-
-def test_log_frames() -> None:
-    out = io.BytesIO()
-    inside_driver._frame(out, b"e", b"x" * 70_000)
-    inside_driver._frame(out, b"o", b"")
-    data = out.getvalue()
-    assert data[:9] == b"e00010000"
-    assert data[9 + 65536 : 18 + 65536] == b"e00001170"
-    assert len(data) == 18 + 70_000
-
-
-@pytest.mark.parametrize(("lines", "kept"), [(0, b""), (2, b"b\nc"), (9, b"a\nb\nc")])
-def test_tail(lines: int, kept: bytes) -> None:
-    assert b"".join(inside_driver._tail(io.BytesIO(b"a\nb\nc"), lines)) == kept
 
 
 def test_attributes_of_a_layer(tmp_path: Path) -> None:

@@ -159,6 +159,9 @@ def test_the_whole_file(text: str, problem: str) -> None:
         ("a: {secrets: [x]}", "nodes.a.secrets[0]: there is no secret 'x'"),
         ("a: {capabilities: [fly]}", "nodes.a.capabilities[0]: 'fly' is no capability of Linux"),
         ("a: {stop_signal: SIGFOO}", "nodes.a.stop_signal: 'SIGFOO' is no signal; write one such as SIGTERM or SIGINT"),
+        ("a: {logging: {max_size: 1KiB}}", "nodes.a.logging.max_size: 1KiB is no size for a log (between 64KiB and 1TiB)"),
+        ("a: {logging: {max_files: 0}}", "nodes.a.logging.max_files: must be at least 1, not '0'"),
+        ("a: {tier: emulation, logging: {}}", "nodes.a.logging: a virtual machine has no logging (a has tier: emulation)"),
         ("a: {sysctls: {x y: 1}}", "nodes.a.sysctls.\"x y\": 'x y' is no sysctl (such as net.ipv4.ip_forward)"),
         ("a: {startup: {source: /nowhere}}", "nodes.a.startup.source: can't read '/nowhere': No such file or directory"),
         ("a: {provision: ['  ']}", "nodes.a.provision[0]: the step does nothing"),
@@ -318,6 +321,9 @@ def test_engines_belong_to_their_tiers() -> None:
     assert mistakes(text) == [f"lab.yaml:3:21: nodes.a.engine: crun {alone}"]
     text = "name: t\ndefaults: {engine: runc}\nnodes: {a: {}, b: {tier: emulation}, c: {tier: para}}"
     assert load_text(text).nodes["a"].engine == "runc"
+    bounds = "crun keeps no log that has bounds (leave out engine, or logging)"
+    assert nodes("a: {engine: crun, logging: {}}") == [f"lab.yaml:2:27: nodes.a.logging: {bounds}"]
+    assert load_text("name: t\ndefaults: {logging: {max_files: 2}}\nnodes: {a: {engine: crun}}"), "for others"
 
 
 def test_an_implied_network_can_be_set_from_the_command_line() -> None:
