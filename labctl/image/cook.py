@@ -163,8 +163,10 @@ class _Kitchen:
         try:
             unpack_deb(deb, folder)
             for name, to in wanted.items():
-                source, place = folder / name, self._place(to)
-                if not source.is_file():
+                # From Debian 13 on, packages have their programs in /usr/bin and no more in /bin.
+                source = next((p for p in (folder / name, folder / "usr" / name) if p.is_file()), None)
+                place = self._place(to)
+                if source is None:
                     raise LabError(f"the recipe {self.recipe.name}: {deb.name} has no file {name}")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, place)
