@@ -356,6 +356,14 @@ def _kernel() -> str:
     return f"{problem} (apt-get update?)"
 
 
+@probe("binfmt")
+def _binfmt() -> str:
+    """Whether a user namespace can have a binfmt_misc of its own (Linux 6.7)."""
+    from labctl.linux.binfmt import private_refusal
+
+    return private_refusal()
+
+
 @probe("xen")
 def _xen() -> str:
     """Whether a Xen host can be built: its packages can be had from Debian."""

@@ -96,7 +96,8 @@ def _place(lab: str, node: NodeStatus, column: Column, profile: Profile, options
 
 def _emulated(name: str, profile: Profile, options: Options, lab: str) -> bool:
     record = api.inspect(lab, name, options)["record"]
-    return record["tier"] == "emulation" or "TCG" in record["accelerator"]
+    words = record["accelerator"]
+    return record["tier"] == "emulation" or "TCG" in words or "qemu-user" in words
 
 
 def add_host(site: Site, stack: ExitStack, folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 from xml.sax.saxutils import escape
 
 from labctl.cli.screen import clean, width
 from labctl.records import dataclass
+from labctl.tiers.record import EMULATED_CPU
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def of_profile(profile: Any) -> Picture:
     boxes = [
         Box(
             node.name,
-            str(node.tier),
+            _described(node),
             (node.image,),
             tuple(attachment.network for attachment in node.networks),
             node.inside,
@@ -72,6 +74,12 @@ def of_profile(profile: Any) -> Picture:
         for node in profile.nodes.values()
     ]
     return Picture(profile.name, tuple(networks), tuple(boxes))
+
+
+def _described(node: Any) -> str:
+    """The tier as it will be called: see NodeRecord.label."""
+    foreign = node.arch and node.arch != os.uname().machine and not node.inside
+    return f"{node.tier}{EMULATED_CPU if foreign and node.tier == 'container' else ''}"
 
 
 # -- text ---------------------------------------------------------------------------------------------
@@ -206,7 +214,7 @@ def _wires(box: Box, x: int, y: int, bars: dict[str, int]) -> list[str]:
 
 
 def _drawn(box: Box, x: int, y: int, wide: int, high: int) -> list[str]:
-    colour = COLOURS.get(box.tier.split(" ")[-1], GREY)
+    colour = COLOURS.get(box.tier.removesuffix(EMULATED_CPU).split(" ")[-1], GREY)
     dash = ' stroke-dasharray="5 4"' if box.state in ("skipped", "failed", "stopped") else ""
     lines = [
         f'<rect x="{x}" y="{y}" width="{wide}" height="{high}" rx="6" fill="#ffffff" stroke="{colour}" '

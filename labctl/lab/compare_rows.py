@@ -79,7 +79,7 @@ def _plain(answer: Callable[[Observation], str]) -> Answer:
 def _tier(column: Column, _all: Columns) -> Cell:
     if column.is_host:
         return Cell("none: the bare host", "host")
-    named = "emulation" in column.tier  # the word is there already
+    named = "emulat" in column.tier  # the word is there already
     return Cell(column.tier if named else _marked(column, column.tier), column.tier)
 
 

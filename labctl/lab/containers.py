@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,50 @@ def ability() -> Ability:
     if "\toverlay\n" not in Path("/proc/filesystems").read_text():
         return Ability(False, "the kernel has no overlayfs", "modprobe overlay")
     return Ability(True)
+
+
+def foreign(arch: str) -> Ability:
+    """Whether containers of another CPU run here; `detail` is the program for it, "" if the host does it.
+
+    What the host itself starts for such programs is used as it is.  Else each container gets a binfmt_misc of
+    its own, for a statically linked qemu-user: the host's, which all its processes share, is never written.
+    """
+    from labctl.linux import binfmt
+
+    try:
+        if binfmt.known_to_host(arch):
+            return Ability(True)
+    except KeyError:
+        return Ability(False, f"no emulator of {arch} is known for containers", "use tier: emulation")
+    names = binfmt.program_names(arch)
+    found = next((path for name in names if (path := shutil.which(name)) and _is_static(path)), "")
+    refusal = binfmt.private_refusal()
+    if found and not refusal:
+        return _reachable(os.path.realpath(found))
+    install = "apt-get install qemu-user-static"
+    if refusal:
+        why = f"this host starts no {arch} programs, and a container can't have its own rule: {refusal}"
+        return Ability(False, why, f"{install} binfmt-support, or use tier: emulation")
+    return Ability(False, f"there is no {names[0]}", f"{install}, or use tier: emulation")
+
+
+def _reachable(program: str) -> Ability:
+    """The program as the detail, where root of a container, who is nobody on this host, may get at it."""
+    for place in (Path(program), *Path(program).parents):
+        if not place.stat().st_mode & 0o001:
+            return Ability(False, f"containers can't run {program}: {place} is closed", f"chmod o+x {place}")
+    return Ability(True, detail=program)
+
+
+def _is_static(program: str) -> bool:
+    """Whether it needs no loader: one would be looked for in the container."""
+    from labctl.image.boot_elf import is_elf, needs
+
+    try:
+        blob = Path(program).read_bytes()
+    except OSError:
+        return False
+    return is_elf(blob) and not needs(blob).interpreter
 
 
 def trial(home: Home) -> Capability:

@@ -21,7 +21,7 @@ from labctl.tiers.context import Choice, ImageFacts, KernelFacts
 from labctl.tiers.hosts import DEFAULT_GUEST, crowded, with_hosts
 from labctl.tiers.management import with_management
 from labctl.tiers.seed import seed_of
-from labctl.tiers.select import Ability, Probe, choose
+from labctl.tiers.select import FOREIGN_WORD, Ability, Probe, choose
 
 if TYPE_CHECKING:
     from labctl.hypervisor.capability import Capability
@@ -50,6 +50,10 @@ def probe(home: Home, nested: str = "auto") -> Probe:
             from labctl.lab import containers
 
             return containers.ability()
+        if tier == FOREIGN_WORD:
+            from labctl.lab import containers
+
+            return containers.foreign(arch)
         if tier.startswith("engine:"):
             from labctl.engines.trial import probe as engine
 

@@ -128,7 +128,7 @@ def _levels(ledger: Ledger, targets: Sequence[Key]) -> list[list[_Node]]:
                 record.name,
                 record.label,
                 "skipped" if record.skipped else "absent",
-                emulated=record.tier == "emulation" or "TCG" in record.accelerator,
+                emulated=record.emulated,
                 inside=record.inside if record.tier == "container" else "",
                 reason=record.skipped,
             )

@@ -161,7 +161,7 @@ def described(record: NodeRecord, status: NodeStatus) -> Column:
         accelerator=record.accelerator,
         inside=record.inside,
         machine=record.tier != "container",
-        emulated=there and (record.tier == "emulation" or "TCG" in record.accelerator),
+        emulated=there and record.emulated,
         reason=reason if reason != status.state else "",
         remedy=remedy,
         image=record.image,

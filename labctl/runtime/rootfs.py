@@ -134,6 +134,8 @@ class RootBuilder:
             mounts.set_attributes(fd, options.rec_set & ~late, clear)  # it has nothing below it yet
             if kind in ("proc", "sysfs"):
                 self._ordinary(target, kind)
+            if kind == "binfmt_misc":
+                self._register(fd)
             if options.copy_up:
                 self._copy_up(fd, target)
             self._attach(fd, target, folder=True)
@@ -146,6 +148,17 @@ class RootBuilder:
             flags = sc.AT_EMPTY_PATH | (sc.AT_RECURSIVE if word & sc.MS_REC else 0)
             sc.mount_setattr(fd, "", flags, propagation=word & ~sc.MS_REC)
             os.close(fd)
+
+    def _register(self, fd: int) -> None:
+        """Tell a binfmt_misc of this user namespace's own its rule.  The interpreter is opened at once, so
+        this comes before the host's files are out of sight."""
+        rule = (self.config.get("annotations") or {}).get("org.labctl.binfmt")
+        if rule and self.userns:
+            register = os.open("register", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                os.write(register, rule.encode())
+            finally:
+                os.close(register)
 
     def _mode_below(self, target: str, data: list[str]) -> list[str]:
         """A tmpfs without a mode of its own takes that of the folder it hides, as in runc."""

@@ -39,6 +39,7 @@ LOG_MAX_FILES = "org.labctl.log.max-files"
 USER = "org.labctl.user"
 STOP_SIGNAL = "org.labctl.stop-signal"
 ADDRESS = "org.labctl.address"
+BINFMT = "org.labctl.binfmt"  # what a mount of binfmt_misc is told: one rule (binfmt-misc.rst)
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ID_COUNT = 65536

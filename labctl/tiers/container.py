@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from labctl.errors import LabError
 from labctl.home import write_hint
+from labctl.linux import binfmt
 from labctl.looks import ABSENT, PRESENT, Look, Outlook, Owner, Presence, Signs, Way
 from labctl.network.model import NodeRoute
 from labctl.network.nodenet import NodeNet
@@ -188,6 +189,14 @@ def config_of(facts: NodeFacts, net: NodeNet | None) -> dict[str, Any]:
         "stderr": str(folder / "log" / "stderr"),
         "annotations": log_bounds(node),
     }
+    if facts.choice.emulator:
+        plain |= {
+            "mounts": [_BINFMT, *plain["mounts"]],
+            "annotations": {
+                **plain["annotations"],
+                spec.BINFMT: binfmt.entry(facts.image.arch, facts.choice.emulator),
+            },
+        }
     return isolation.config(facts, plain, root_of(facts))
 
 
@@ -199,6 +208,15 @@ def log_bounds(node: Node) -> dict[str, str]:
         spec.LOG_MAX_SIZE: str(node.logging.max_size),
         spec.LOG_MAX_FILES: str(node.logging.max_files),
     }
+
+
+# One of the container's user namespace: the kernel looks there first when it is to start a program.
+_BINFMT = {
+    "destination": "/dev/binfmt_misc",  # nothing may lie over /proc
+    "type": binfmt.FILESYSTEM,
+    "source": binfmt.FILESYSTEM,
+    "options": ["nosuid", "nodev", "noexec"],
+}
 
 
 @dataclass(frozen=True, kw_only=True)

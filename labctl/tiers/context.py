@@ -54,6 +54,7 @@ class Choice:
     skipped: str = ""
     remedy: str = ""
     engine: str = ""  # what runs a container, where it isn't labctl
+    emulator: str = ""  # the program for a container of another CPU that its own binfmt_misc starts
 
 
 @dataclass(frozen=True)

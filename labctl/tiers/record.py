@@ -7,6 +7,9 @@ from dataclasses import field
 from labctl.records import dataclass
 from labctl.resource.codec import decode, encode
 
+QEMU_USER = "qemu-user"  # in the accelerator of a container of another CPU
+EMULATED_CPU = " (emulated CPU)"  # what its tier is called beyond "container"
+
 
 @dataclass(frozen=True)
 class SshPlace:
@@ -109,8 +112,15 @@ class NodeRecord:
         return tuple(a.partition("/")[0] for i in self.interfaces for a in i.addresses)
 
     @property
+    def emulated(self) -> bool:
+        """Whether a program carries out its instructions: its figures say nothing of real hardware."""
+        return self.tier == "emulation" or "TCG" in self.accelerator or QEMU_USER in self.accelerator
+
+    @property
     def label(self) -> str:
         """The tier as people read it: a fallback and an emulated guest are named as such."""
+        if self.tier == "container" and QEMU_USER in self.accelerator:
+            return f"container{EMULATED_CPU}"
         return self.tier if self.tier == self.asked else f"{self.asked} → {self.tier}"
 
     @property

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from labctl.errors import Failures, HostCannot, UsageError
 from labctl.profile.models import Node, Profile
-from labctl.profile.types import Tier
+from labctl.profile.types import Isolation, Tier
 from labctl.records import dataclass
 from labctl.tiers.context import Choice
+from labctl.tiers.record import QEMU_USER
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ HOST_WORDS = {Tier.PARA: "xen-host", Tier.HARDWARE: "kvm-host"}
 
 # What may run a container in labctl's place.
 CONTAINER_ENGINES = frozenset(("lxc", "podman", "docker", "runc", "crun"))
+
+# What a probe is asked about containers of another CPU.
+FOREIGN_WORD = "container-foreign"
 
 MACHINES = tuple(str(tier) for tier in Tier if tier is not Tier.CONTAINER)
 
@@ -110,7 +114,15 @@ def _one(
 ) -> Choice:
     arch = node.arch or host_arch
     engine = engine_of(node)
-    ability = _ability(node.tier, arch, host_arch, probe, engine)
+    foreign = node.tier is Tier.CONTAINER and arch != host_arch
+    ability = (
+        _foreign(node, arch, probe, engine)
+        if foreign
+        else _ability(node.tier, arch, host_arch, probe, engine)
+    )
+    if ability.ok and foreign:
+        by = f"{QEMU_USER}, emulated {arch}, on the host's kernel"
+        return Choice("container", "this host", by, emulator=ability.detail)
     if ability.ok:
         found = _named(str(node.tier), arch, host_arch, engine)
         if _is_other(node, engine):
@@ -131,6 +143,23 @@ def _one(
     what = f"engine {engine}" if _is_other(node, engine) else str(node.tier)
     refused[node.name] = Ability(False, f"{what} can't run here: {ability.reason}", hint)
     return Choice(str(node.tier), skipped=ability.reason)
+
+
+def _foreign(node: Node, arch: str, probe: Probe, engine: str) -> Ability:
+    """Whether a container of another CPU can run here, and by which program ("": the host's choice)."""
+    if engine:
+        return Ability(False, f"{engine} is given no images for {arch}", "leave out `engine`")
+    plain = probe(str(Tier.CONTAINER), "")
+    if not plain.ok:
+        return plain
+    ability = probe(FOREIGN_WORD, arch)
+    if ability.ok and ability.detail and node.isolation in (Isolation.CHROOT, Isolation.VSERVER):
+        return Ability(
+            False,
+            f"isolation: {node.isolation} has no user namespace to register an emulator in",
+            "isolation: docker or lxc",
+        )
+    return ability
 
 
 def engine_of(node: Node) -> str:
