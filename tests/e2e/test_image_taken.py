@@ -10,6 +10,7 @@ import pytest
 
 from labctl.events import Event, Note
 from labctl.home import Home
+from labctl.hypervisor.connection import close_all
 from labctl.image.store import Store
 from labctl.lab import api
 from labctl.lab.model import Options
@@ -70,6 +71,7 @@ def test_rm_and_prune_while_up_is_at_work(home: Home, tmp_path: Path) -> None:
         assert lab.sh("vm", "cat /word") == "mine" == lab.sh("box", "cat /word")
         assert lab.good("image", "verify", "--deep").strip() == "the store is whole"
     finally:
+        close_all()  # the lab's libvirtd ends with the last who is connected
         lab.down()
     store = Store(home.cache / "images")
     assert store.held(digest) is not None
