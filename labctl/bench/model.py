@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from labctl.profile.models import Model
+from labctl.profile.model import Model
 from labctl.profile.types import Duration, Flag, Name, Text, Whole
 
 WORDS = ("seconds", "data", "cpus", "address", "port")

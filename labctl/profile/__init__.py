@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from labctl.profile.models import Attachment as Attachment
     from labctl.profile.models import Capabilities as Capabilities
     from labctl.profile.models import Check as Check
-    from labctl.profile.models import Disk as Disk
     from labctl.profile.models import Expect as Expect
     from labctl.profile.models import File as File
     from labctl.profile.models import Mount as Mount
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from labctl.profile.models import Step as Step
     from labctl.profile.models import Tmpfs as Tmpfs
     from labctl.profile.models import Volume as Volume
+    from labctl.profile.models_vm import Disk as Disk
     from labctl.profile.schema import json_schema as json_schema
     from labctl.profile.starting import starter as starter
     from labctl.profile.types import Condition as Condition

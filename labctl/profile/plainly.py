@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from labctl.profile.models import Model, Node, Profile
+from labctl.profile.model import Model
+from labctl.profile.models import Node, Profile
 from labctl.profile.tree import Item, Problems, join
 from labctl.profile.words import nearest, shown
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from labctl.profile import models
+from labctl.profile import models, models_vm
 from labctl.profile.schema import EXAMPLES, json_schema
 from labctl.profile.types import Condition, Devices, MountKind, Protocol, Tier
 from labctl.profile.units import format_size
@@ -115,7 +115,7 @@ _SECTIONS = (
     models.File,
     models.Mount,
     models.Tmpfs,
-    models.Disk,
+    models_vm.Disk,
     models.SecretUse,
     models.Step,
     models.Ready,

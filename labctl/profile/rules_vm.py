@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from labctl.profile.models import Disk, Node, Vm
+from labctl.profile.models import Node
+from labctl.profile.models_vm import Disk, Vm
 from labctl.profile.plainly import Loc
 from labctl.profile.rules import Rules
 from labctl.profile.types import DiskCache, DiskFormat, DiskIo, Engine, Firmware, Hypervisor, Tier

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from labctl.profile import models
+from labctl.profile import models, models_vm
 from labctl.profile.ports import parse_ports
 from labctl.profile.shapes import (
     Fields,
@@ -165,7 +165,7 @@ def _disks(item: Item, shaping: Shaping) -> Item:
     def bare(child: Item) -> Item:
         return child.like({"name": child.as_text()})
 
-    listed = rows(item, "name", models.Disk.model_fields, bare=bare, valued=lambda c: {"size": c})
+    listed = rows(item, "name", models_vm.Disk.model_fields, bare=bare, valued=lambda c: {"size": c})
     shapes: dict[str, Shape] = dict.fromkeys(
         ("name", "format", "bus", "cache", "io", "serial", "mount"), text
     ) | {"source": path, "image": _image}

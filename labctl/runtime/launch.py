@@ -1,9 +1,9 @@
 """From a bundle to a running process, for one container or for many in one batch.
 
 Order, and why: the state is on disk before anything exists; every process is cloned and waits; all are
-attached to their cgroups back to back (one grace period for all); their pids are on disk; only then does
-each get its root and the word to go.  A parent that dies before that word leaves processes that end by
-themselves; one that dies after it leaves containers that run, named on disk.
+attached to their cgroups back to back (one grace period for all); their pids are on disk; only then does each
+get its root and the word to go.  A parent that dies before that word leaves processes that end by themselves;
+one that dies after it leaves containers that run, named on disk.
 """
 
 from __future__ import annotations
@@ -491,8 +491,7 @@ def undo(store: Store, job: Job) -> None:
             from labctl.runtime import scope
 
             scope.stop(job.document)
-        group = job.place.group if job.place is not None else None
-        if group is not None:
+        if job.place is not None and (group := job.place.group) is not None:
             try:
                 group.remove()
                 group.remove_empty_parents()

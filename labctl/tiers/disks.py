@@ -17,7 +17,7 @@ from labctl.records import dataclass
 from labctl.tiers.record import DiskRecord
 
 if TYPE_CHECKING:
-    from labctl.profile.models import Disk
+    from labctl.profile.models_vm import Disk
     from labctl.tiers.context import NodeFacts
 
 

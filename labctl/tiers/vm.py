@@ -11,7 +11,7 @@ from labctl.hypervisor.snapshot import CHANNEL, WORD
 from labctl.image.bootconfig import CONFIG_SERIAL, ROOT_SERIAL, BootConfig, Memory, Nic, Route, Share
 from labctl.image.clouddisk import form_of
 from labctl.image.disk import DEFAULT_BYTES
-from labctl.profile.models import Vm
+from labctl.profile.models_vm import Vm
 from labctl.profile.types import Devices, Graphics, Hypervisor
 from labctl.resource.protocol import Resource
 from labctl.tiers import disks
