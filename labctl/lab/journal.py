@@ -55,28 +55,34 @@ def path_of(home: Home) -> Path:
 
 def write(home: Home, happenings: list[Happening]) -> None:
     """Add to the journal, as far as the disk lets us."""
-    lines = "".join(json.dumps(_plain(one), ensure_ascii=False) + "\n" for one in happenings)
+    text = "".join(json.dumps(_plain(one), ensure_ascii=False) + "\n" for one in happenings)
+    lines = text.encode("utf-8", "surrogateescape")  # in one write: two verbs' lines don't mix
     path = path_of(home)
     with contextlib.suppress(OSError):
-        _begin_anew(path)
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.write(fd, lines.encode("utf-8", "surrogateescape"))  # one write: lines of two verbs don't mix
-        finally:
-            os.close(fd)
+        with _appending(path) as fd:
+            if os.fstat(fd).st_size <= MOST:
+                os.write(fd, lines)
+                return
+            _put_aside(path, fd)
+        with _appending(path) as fd:
+            os.write(fd, lines)
 
 
-def _begin_anew(path: Path) -> None:
-    """Put a full journal aside, once however many see that it is full."""
-    if not path.exists() or path.stat().st_size <= MOST:
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator[int]:
+    """The journal, opened.  It is not asked for by its path: what `up` asks for decides its quick answer."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if path.stat().st_ino == os.fstat(fd).st_ino:
-            path.replace(path.with_name(path.name + ".1"))
+        yield fd
     finally:
         os.close(fd)
+
+
+def _put_aside(path: Path, fd: int) -> None:
+    """Begin a full journal anew, once however many see that it is full."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    if path.stat().st_ino == os.fstat(fd).st_ino:
+        path.replace(path.with_name(path.name + ".1"))
 
 
 def _plain(one: Happening) -> dict[str, Any]:
