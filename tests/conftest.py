@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,15 @@ WHOLE = pytest.StashKey[inventory.Inventory]()
 LINES = pytest.StashKey[list[str]]()
 
 
+def _hear_signals() -> None:
+    """Hear what a caller may ignore (nohup, a shell's `&`): all that tests start would ignore it too."""
+    for number, heard in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, heard)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _hear_signals()
     config.addinivalue_line("markers", "long: takes more than some seconds; run by `make test-e2e`")
     config.stash[LINES] = []
     if getattr(config.option, "numprocesses", None) and not WORKER:
