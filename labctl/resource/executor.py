@@ -21,7 +21,7 @@ from labctl.resource.changes import Action, Change, changes
 from labctl.resource.codec import decode, encode
 from labctl.resource.graph import Graph, order
 from labctl.resource.ledger import Claim, LabRow, Ledger, Row
-from labctl.resource.protocol import Resource, Resting, beside, key_of, loses
+from labctl.resource.protocol import Resource, Resting, beside, follows, key_of, loses
 from labctl.resource.registry import class_of
 
 
@@ -167,8 +167,11 @@ def _late(doing: Sequence[Change], graph: Graph) -> set[str]:
 
 
 def _to_intend(item: Resource, row: Row | None) -> bool:
-    """Whether what is made is not what the ledger has as made."""
-    return row is None or row.state != "made" or row.spec != encode(item)
+    """Whether what is made is not what the ledger has as made.
+
+    What follows others is made again though nothing of it is missing: nobody could see that it has not been.
+    """
+    return row is None or row.state != "made" or row.spec != encode(item) or follows(item)
 
 
 def _reach(before: Mapping[str, Iterable[str]], chosen: set[str]) -> dict[str, set[str]]:

@@ -106,9 +106,21 @@ class ManyThing(FileThing):
         return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepThing(FileThing):
+    """A step that follows what it needs, and can't be looked at: it counts as done once it was."""
+
+    kind: ClassVar[str] = "step"
+    follows: ClassVar[bool] = True
+
+    def look(self) -> Look:
+        return Look(Presence.PRESENT)
+
+
 @pytest.fixture(autouse=True)
 def kinds() -> None:
-    registry.register({"file": f"{__name__}:FileThing", "many": f"{__name__}:ManyThing"})
+    names = {"file": "FileThing", "many": "ManyThing", "step": "StepThing"}
+    registry.register({kind: f"{__name__}:{name}" for kind, name in names.items()})
     sys.modules.setdefault(__name__, sys.modules[FileThing.__module__])
 
 
@@ -184,6 +196,22 @@ def test_missing_and_broken_objects_are_made_again(tmp_path: Path, ledger: Ledge
     assert actions(ledger, a, b) == {"a": (Action.MAKE, "missing"), "b": (Action.REPLACE, "broken")}
     put(ledger, a, b)
     assert a.look().there and b.look().there
+
+
+def test_a_step_that_is_to_be_made_again_is_written_down_beforehand(tmp_path: Path, ledger: Ledger) -> None:
+    a = FileThing(name="a", folder=str(tmp_path))
+    step = StepThing(name="s", folder=str(tmp_path), needs=("file:a",))
+    put(ledger, a, step)
+    a.path.unlink()
+    states: list[str] = []
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StepDone) and event.name == "a":  # a kill now would leave this
+            states.extend(r.state for r in ledger.resources(OWNER.lab) if r.key == "step:s")
+
+    apply(ledger, row(ledger), Graph([a, step]), tell, nodes={}, claims=[])
+    assert states == ["intent"]
+    assert all(action is Action.KEEP for action, _ in actions(ledger, a, step).values())
 
 
 def test_batches_and_change_in_place(tmp_path: Path, ledger: Ledger) -> None:
