@@ -16,6 +16,8 @@ from labctl.lab.compare import Column, Comparison
 from labctl.lab.model import LabStatus, NodeStatus, Options
 from labctl.profile.models import Profile
 
+_OTHERS_SECONDS = 30.0  # to wait for another labctl that has the lab
+
 
 @dataclass
 class Site:
@@ -133,11 +135,14 @@ def refreshed(site: Site, name: str) -> Place:
 
 
 def revive(site: Site, name: str) -> Place:
-    """Start a node that died in the middle, once.  Raises LabError when it does not come back."""
+    """Start a node that died in the middle, once.  Raises LabError when it does not come back.
+
+    A `stop` that ended it still has the lab for a moment.
+    """
     state = next(node for node in api.status(site.lab, site.options).nodes if node.name == name)
     if state.state in ("ready", "running"):
         return site.places[name]
-    api.start([(site.lab, name)], site.options, site.emit)
+    api.start([(site.lab, name)], replace(site.options, wait=_OTHERS_SECONDS), site.emit)
     return refreshed(site, name)
 
 
