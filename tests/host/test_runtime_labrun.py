@@ -217,11 +217,16 @@ def test_the_console_socket_gets_the_terminal(bundle: Bundle) -> None:
 def test_descriptors_are_passed_on_only_when_asked(bundle: Bundle) -> None:
     reader, writer = os.pipe()
     bundle.write(["/bin/sh", "-c", "echo through >&3"], **PLAIN)
-    os.dup2(writer, 3) if writer != 3 else None
-    done = bundle("run", "--preserve-fds", "1", "c", pass_fds=[3])
+
+    def third() -> None:  # in the child alone: the 3 of a worker leads to the pytest that gives it work
+        os.dup2(writer, 3, inheritable=True)
+
+    done = bundle("run", "--preserve-fds", "1", "c", pass_fds=[3], preexec_fn=third)
     assert done.returncode == 0, done.stderr
     assert os.read(reader, 20) == b"through\n"
-    assert bundle("run", "c", pass_fds=[3]).returncode != 0
+    assert bundle("run", "c", pass_fds=[3], preexec_fn=third).returncode != 0
+    os.close(reader)
+    os.close(writer)
 
 
 def test_spec_and_features(bundle: Bundle) -> None:
