@@ -21,6 +21,7 @@ from labctl.looks import Presence
 from labctl.network import dns, listeners
 from labctl.network.dns import Dns
 from labctl.network.model import Listen
+from tests.e2e.labs import until
 from tests.host.network_rig import Rig, own_host, rig, serving
 
 pytestmark = [pytest.mark.needs("root", "netns", "nft", "dnsmasq"), pytest.mark.usefixtures("own_host")]
@@ -113,8 +114,8 @@ def test_it_listens_on_the_bridge_alone_as_nobody(place: Path) -> None:
     lab, server = lab_with_dns(place)
     lab.make()
     server.make()
-    status = Path(f"/proc/{server.pid()}/status").read_text()
-    assert "Uid:\t65534" in status
+    status = Path(f"/proc/{server.pid()}/status")
+    until(lambda: "Uid:\t65534" in status.read_text(), "dnsmasq is nobody", 5)  # it listens first
     assert listeners.port_holder("udp", "127.0.0.1", 53) is None
     held = listeners.port_holder("udp", "10.77.1.1", 53)
     assert held is not None
