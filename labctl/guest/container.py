@@ -29,13 +29,13 @@ from labctl.guest.machine import (
 )
 from labctl.guest.pipes import collect, standard_streams
 from labctl.records import dataclass
+from labctl.runtime.logbook import GrowingFile
 
 if TYPE_CHECKING:
     from labctl.runtime import logread
 
 _LOOK_SECONDS = 30.0
 _POLL_SECONDS = 0.1
-_BLOCK = 1 << 16
 _TREES = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from labctl.guest.trees import main; sys.exit(main(sys.argv[2:]))"
@@ -377,73 +377,26 @@ def logged(
 
 
 def chunks(
-    files: Mapping[Stream, LogFile | K8sLog], runs: Callable[[], bool], *, follow: bool, tail: int | None
+    files: Mapping[Stream, GrowingFile | K8sLog], runs: Callable[[], bool], *, follow: bool, tail: int | None
 ) -> Iterator[LogChunk]:
-    """What log files hold (the last `tail` lines of each); with `follow` on until the node doesn't run."""
-    for name, file in files.items():
-        for data in file.start(tail):
-            yield LogChunk(name, data)
-    while follow:
-        ended = not runs()  # asked before reading, so that its last words are not missed
+    """What log files hold (the last `tail` lines of each); with `follow` on until the node doesn't run.
+
+    Raises LabError for a file that can't be read.
+    """
+    try:
         for name, file in files.items():
-            for data in file.more():
+            for data in file.start(tail):
                 yield LogChunk(name, data)
-        if ended:
-            return
-        time.sleep(_POLL_SECONDS)
-
-
-class LogFile:
-    """A log file that is read from some place on, and then as it grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._at = 0
-
-    def start(self, tail: int | None) -> Iterator[bytes]:
-        """What is there, or its last `tail` lines."""
-        self._at = 0 if tail is None else self._place_of(tail)
-        yield from self.more()
-
-    def more(self) -> Iterator[bytes]:
-        """What has come since.  A file that isn't there yet is empty.  Raises LabError."""
-        try:
-            with self._path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                if size < self._at:  # started anew with an empty log
-                    self._at = 0
-                file.seek(self._at)
-                while self._at < size and (data := file.read(min(_BLOCK, size - self._at))):
-                    self._at += len(data)
-                    yield data
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise LabError(f"cannot read {self._path}: {error.strerror}") from error
-
-    def _place_of(self, lines: int) -> int:
-        """Where the last `lines` lines begin, read backwards block by block."""
-        try:
-            with self._path.open("rb") as file:
-                at = end = file.seek(0, os.SEEK_END)
-                if lines <= 0:
-                    return end
-                wanted = lines
-                while at > 0:
-                    start = max(0, at - _BLOCK)
-                    file.seek(start)
-                    block = file.read(at - start)
-                    if at == end and block.endswith(b"\n"):
-                        block = block[:-1]  # the last line's own end is no further line
-                    for place in range(len(block) - 1, -1, -1):
-                        if block[place] == 10:
-                            wanted -= 1
-                            if wanted == 0:
-                                return start + place + 1
-                    at = start
-                return 0
-        except FileNotFoundError:
-            return 0
+        while follow:
+            ended = not runs()  # asked before reading, so that its last words are not missed
+            for name, file in files.items():
+                for data in file.more():
+                    yield LogChunk(name, data)
+            if ended:
+                return
+            time.sleep(_POLL_SECONDS)
+    except OSError as error:
+        raise LabError(f"cannot read {error.filename or 'its log'}: {error.strerror}") from error
 
 
 class K8sLog:
@@ -453,7 +406,7 @@ class K8sLog:
     """
 
     def __init__(self, path: Path, stream: Stream) -> None:
-        self._file = LogFile(path)
+        self._file = GrowingFile(str(path))
         self._stream = stream.encode()
         self._rest = b""
 
@@ -466,7 +419,7 @@ class K8sLog:
             yield found
 
     def more(self) -> Iterator[bytes]:
-        """What has come since.  Raises LabError."""
+        """What has come since.  Raises OSError."""
         yield from self._rows(self._file.more())
 
     def _rows(self, blocks: Iterator[bytes]) -> Iterator[bytes]:

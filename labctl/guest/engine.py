@@ -14,7 +14,7 @@ from labctl.engines import calls
 from labctl.engines.model import Box, Command, Engine
 from labctl.errors import LabError, TimedOut, UsageError
 from labctl.guest import copying
-from labctl.guest.container import K8sLog, LogFile, ProcessTree, chunks
+from labctl.guest.container import K8sLog, ProcessTree, chunks
 from labctl.guest.machine import (
     LAST_LINES,
     NOT_EXECUTABLE,
@@ -34,6 +34,7 @@ from labctl.guest.processes import processes_of
 from labctl.linux import limits, pidfds, proctable, traffic
 from labctl.linux.cgroups import Cgroup, Layout
 from labctl.runtime import actions, signals
+from labctl.runtime.logbook import GrowingFile
 
 _KILL_SECONDS = 10.0
 _REFUSED = (  # runc's words and crun's
@@ -170,11 +171,11 @@ class EngineMachine:
     ) -> Iterator[LogChunk]:
         """See `HasLogs.logs`; following ends when the container has ended."""
         wanted: tuple[Stream, ...] = (stream,) if stream else ("stdout", "stderr")
-        files: dict[Stream, LogFile | K8sLog]
+        files: dict[Stream, GrowingFile | K8sLog]
         if self.engine.log_format == "k8s":
             files = {name: K8sLog(self.box.log["podman"], name) for name in wanted}
         else:
-            files = {name: LogFile(self.box.log[name]) for name in wanted}
+            files = {name: GrowingFile(str(self.box.log[name])) for name in wanted}
         yield from chunks(files, self._runs, follow=follow, tail=tail)
 
     def _runs(self) -> bool:

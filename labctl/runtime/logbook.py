@@ -315,7 +315,7 @@ def old_files(folder: str) -> dict[int, str]:
     return {number: path for number, path in paths.items() if os.path.exists(path)}
 
 
-class OldFile:
+class GrowingFile:
     """A plain file that is read from some place on, and then as it grows."""
 
     def __init__(self, path: str) -> None:

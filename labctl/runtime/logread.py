@@ -9,7 +9,7 @@ import time
 from collections import deque
 
 from labctl.runtime import logbook
-from labctl.runtime.logbook import NOTE, OldFile, Reader
+from labctl.runtime.logbook import NOTE, GrowingFile, Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def read(
     While following, `ended` is asked before each look: when it says so, what there is then is the last.
     Raises OSError.
     """
-    old = [(stream, OldFile(path)) for stream, path in logbook.old_files(folder).items()]
+    old = [(stream, GrowingFile(path)) for stream, path in logbook.old_files(folder).items()]
     old = [(stream, file) for stream, file in old if stream & wanted.streams]
     reader = Reader(folder)
     chosen = _Chosen(wanted)
@@ -154,7 +154,7 @@ def read(
 
 
 def _begin(
-    reader: Reader, chosen: _Chosen, old: list[tuple[int, OldFile]]
+    reader: Reader, chosen: _Chosen, old: list[tuple[int, GrowingFile]]
 ) -> Iterator[tuple[int, int, bytes, bool]]:
     """What is there already."""
     wanted = chosen.wanted
