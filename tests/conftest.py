@@ -48,6 +48,7 @@ LONGEST = [
 ]
 HOMES = Path("/tmp/labt")  # what the folders of all homes of tests begin with
 
+_LONG_SECONDS = 900
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 SHARED = WORKER or os.environ.get("LABCTL_SHARED_HOST") == "1"
 WHOLE = pytest.StashKey[inventory.Inventory]()
@@ -78,7 +79,11 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest first, so that no worker is left alone with one at the end."""
+    """Files that take longest first, so that no worker is left alone with one at the end; long tests have
+    time beside each other on a slow machine."""
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_LONG_SECONDS))
     places = {f"tests/{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
