@@ -14,7 +14,7 @@ import pytest
 from labctl.image.kernels import kernel
 from tests.shared_images import shared_cache
 
-pytestmark = [pytest.mark.needs("root", "netns", "kernel"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.needs("root", "netns", "kernel"), pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 FETCH = """
 import sys

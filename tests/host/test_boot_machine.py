@@ -22,7 +22,7 @@ from labctl.image.disk import make_ext4
 from tests.host.boot_rig import CLIENT_KEY, HOST_KEY, MACS, Vm, booted, busybox_tree
 from tests.shared_images import shared_cache
 
-pytestmark = [pytest.mark.needs("root", "tcg", "kernel"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.needs("root", "tcg", "kernel"), pytest.mark.timeout(600)]
 
 GIB = 1 << 30
 SERVICE = 'echo hello "$A"; echo err >&2; trap "echo bye; exit 3" QUIT; while :; do sleep 0.2; done'

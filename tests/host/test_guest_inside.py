@@ -35,7 +35,7 @@ from tests.host import boot_rig
 from tests.host.boot_rig import CLIENT_KEY, HOST_KEY, MACS, Vm, booted, busybox_tree
 from tests.shared_images import shared_cache
 
-pytestmark = [pytest.mark.needs("root", "tcg", "kernel"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("root", "tcg", "kernel"), pytest.mark.timeout(600)]
 
 PROFILE = """
 name: t

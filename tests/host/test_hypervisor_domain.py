@@ -26,7 +26,7 @@ from labctl.hypervisor.found import find_marked
 from labctl.hypervisor.xml import domain_xml
 from labctl.looks import Owner, Presence
 
-pytestmark = [pytest.mark.needs("root", "libvirt", "tcg"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.needs("root", "libvirt", "tcg"), pytest.mark.timeout(600)]
 INSTANCE, LAB = "feedc0de", "12345678"
 
 

@@ -21,7 +21,7 @@ from labctl.hypervisor.connection import Lost, close_all, connect, reach, releas
 from labctl.hypervisor.daemon import LibvirtDaemon
 from labctl.looks import Owner, Presence
 
-pytestmark = [pytest.mark.needs("root", "libvirt"), pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.needs("root", "libvirt"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(autouse=True)
