@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
-from labctl.errors import LabError, TimedOut, UsageError
+from labctl.errors import LabError, TimedOut
 from labctl.guest import copying
 from labctl.guest.machine import (
     LAST_LINES,
@@ -25,6 +25,7 @@ from labctl.guest.machine import (
     Source,
     Stats,
     Stream,
+    check_command,
     how_it_ended,
 )
 from labctl.guest.pipes import collect, standard_streams
@@ -112,11 +113,7 @@ class ContainerMachine:
         from labctl.runtime.errors import ContainerError
         from labctl.runtime.execute import exec_in
 
-        if not argv:
-            raise UsageError("no command given")
-        words = (*argv, cwd, user, *(env or {}), *(env or {}).values())
-        if any("\0" in word for word in words):
-            raise UsageError("a command can't hold a NUL character")
+        check_command(argv, env, cwd, user)
         variables = dict(env or {})
         if tty:
             variables.setdefault("TERM", os.environ.get("TERM", "xterm"))

@@ -12,7 +12,7 @@ from typing import IO
 
 from labctl.engines import calls
 from labctl.engines.model import Box, Command, Engine
-from labctl.errors import LabError, TimedOut, UsageError
+from labctl.errors import LabError, TimedOut
 from labctl.guest import copying
 from labctl.guest.container import K8sLog, ProcessTree, chunks
 from labctl.guest.machine import (
@@ -27,6 +27,7 @@ from labctl.guest.machine import (
     Source,
     Stats,
     Stream,
+    check_command,
     how_it_ended,
 )
 from labctl.guest.pipes import collect, standard_streams
@@ -82,11 +83,8 @@ class EngineMachine:
         timeout: float | None = None,
     ) -> int:
         """See `Executes.exec`."""
-        if not argv:
-            raise UsageError("no command given")
+        check_command(argv, env, cwd, user)
         variables = dict(env or {})
-        if any("\0" in word for word in (*argv, cwd, user, *variables, *variables.values())):
-            raise UsageError("a command can't hold a NUL character")
         if tty:
             variables.setdefault("TERM", os.environ.get("TERM", "xterm"))
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Literal, Protocol, runtime_checkable
 
+from labctl.errors import UsageError
 from labctl.records import dataclass
 
 Source = IO[bytes] | int | None
@@ -215,6 +216,14 @@ class Pauses(Protocol):
 
 class Machine(Executes, Copies, Protocol):
     """What every tier gives: commands and files."""
+
+
+def check_command(argv: Sequence[str], env: Mapping[str, str] | None, cwd: str, user: str) -> None:
+    """Raise UsageError for what no tier can run: no command, or a NUL in its words (execve(2))."""
+    if not argv:
+        raise UsageError("no command given")
+    if any("\0" in word for word in (*argv, cwd, user, *(env or {}), *(env or {}).values())):
+        raise UsageError("a command can't hold a NUL character")
 
 
 def how_it_ended(code: int | None, log: Iterable[LogChunk]) -> str:

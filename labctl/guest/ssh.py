@@ -30,6 +30,7 @@ from labctl.guest.machine import (
     Sink,
     Source,
     Stream,
+    check_command,
 )
 from labctl.guest.pipes import collect
 from labctl.guest.ssh_connection import Connection, Endpoint, banner_up
@@ -67,10 +68,7 @@ def command_line(
 
     `own_tools`: argv[0] is an applet of labctl's busybox.  Raises UsageError for what can't be sent.
     """
-    if not argv:
-        raise UsageError("no command given")
-    if any("\0" in word for word in (*argv, cwd, user, *(env or {}), *(env or {}).values())):
-        raise UsageError("a command can't hold a NUL character")
+    check_command(argv, env, cwd, user)
     if protocol == "shell":
         return _shell_line(argv, env, cwd, user), b""
     words = (["-b"] if own_tools else []) + (["-C", cwd] if cwd else []) + (["-u", user] if user else [])
